@@ -1,0 +1,294 @@
+"""Settings of a job: frozen dataclasses, filled from the command line, from a YAML file, or both.
+
+Each group below is one group of `--help`. A YAML file holds the same groups as mappings::
+
+    input: {manifest: clips.jsonl}
+    model: {model: embedded}
+    prune: {method: vitcop, keep_ratio: 0.25}
+
+What the command line says wins over the file.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from pipeline.errors import ConfigError
+
+Scalar = bool | int | float | str
+JobT = TypeVar("JobT")
+
+DEFAULT_NUM_FRAMES = 8
+
+
+def _parse_options(words: list[str]) -> dict[str, Scalar]:
+    """`["seed=3", "key_score=large"]` as `{"seed": 3, "key_score": "large"}`; values are read as YAML scalars."""
+    pairs = [word.partition("=") for word in words]
+    for key, equals, _ in pairs:
+        if not key or not equals:
+            raise ValueError(f"method options are written KEY=VALUE, got {key + equals!r}")
+    return {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
+Options = Annotated[
+    Mapping[str, Scalar],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY=VALUE",
+        instance_from_str=_parse_options,
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda options: [f"{key}={value}" for key, value in options.items()],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What is asked."""
+
+    manifest: str | None = None
+    """Questions: a .jsonl, .parquet or .csv file, a glob, or a folder of such files. None: the rendered demo."""
+    limit: int | None = None
+    """Only the first N rows of the manifest."""
+
+    def __post_init__(self) -> None:
+        _require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which checkpoint answers, and how it is loaded."""
+
+    model: str = "embedded"
+    """`embedded`, a local folder, or a Hugging Face model id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights. auto: as the checkpoint says."""
+    device: str = "auto"
+    """auto: the worker's GPU, or the CPU when it has none."""
+    attn_implementation: str | None = None
+    """sdpa, eager, flash_attention_2, ... None: what transformers picks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConfig:
+    """Which frames of a video are seen."""
+
+    num_frames: int | None = None
+    """This many frames, uniformly over the clip. None: 8, unless --fps is given."""
+    fps: float | None = None
+    """Frames per second of the clip, instead of a fixed number."""
+    max_frames: int | None = None
+    """At most this many frames when sampling by --fps."""
+    min_frames: int = 1
+    """A damaged video is still answered when at least this many frames can be read."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """auto: decord for the containers it reads exactly, PyAV for the others."""
+    decode_timeout: float = 120.0
+    """Seconds a decode may take before its process is killed."""
+    resize: Literal["decoder", "processor"] = "decoder"
+    """Where frames get the model's size: in the decoder, or in the checkpoint's own processor (needs torchvision)."""
+
+    def __post_init__(self) -> None:
+        both = self.num_frames is not None and self.fps is not None
+        _require(not both, "num_frames", self.num_frames, "left out when fps is given (max_frames caps fps)")
+        capped = self.max_frames is None or self.fps is not None
+        _require(capped, "max_frames", self.max_frames, "used with fps; num_frames is a cap by itself")
+        for name in ("num_frames", "max_frames", "min_frames"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "a positive number of frames")
+        _require(self.fps is None or self.fps > 0, "fps", self.fps, "positive")
+        _require(self.decode_timeout > 0, "decode_timeout", self.decode_timeout, "a positive number of seconds")
+
+    @property
+    def uniform_frames(self) -> int | None:
+        """The number of uniformly spaced frames; None when frames are taken by `fps`."""
+        return DEFAULT_NUM_FRAMES if self.num_frames is None and self.fps is None else self.num_frames
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Which visual tokens the language model keeps."""
+
+    method: str = "vitcop"
+    """A pruning method of `vitcop.methods`, or `none`."""
+    keep_ratio: float = 0.25
+    """Fraction of visual tokens kept, averaged over the language model's layers, in (0, 1]."""
+    method_options: Options = field(default_factory=dict)
+    """Further settings of the method, as KEY=VALUE."""
+    frame_chunk: int | None = None
+    """Frames that go through the vision tower at once. None: all of a clip."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.keep_ratio <= 1, "keep_ratio", self.keep_ratio, "in (0, 1]")
+        _require(self.frame_chunk is None or self.frame_chunk > 0, "frame_chunk", self.frame_chunk, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerConfig:
+    """How a question becomes an answer."""
+
+    choice_scoring: Literal["likelihood", "generate"] = "likelihood"
+    """Multiple choice: the most likely option text, or the letter or option text parsed from what is generated."""
+    max_new_tokens: int = 64
+    """Longest generated answer, in tokens."""
+    prompt: str = "{question}"
+    """What the user says after the video; {question} stands for the question (with its options, when generating)."""
+    system: str | None = None
+    """System message, when the chat template has one."""
+
+    def __post_init__(self) -> None:
+        _require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
+        _require("{question}" in self.prompt, "prompt", self.prompt, "a text that contains {question}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the work is done and where its results go."""
+
+    output: Path = Path("output/demo")
+    """Folder for part-*.parquet and run.json; a folder with results of the same configuration is continued."""
+    overwrite: bool = False
+    """Delete the results that are already in --output and start anew."""
+    retry_errors: bool = False
+    """Do the rows again that ended in an error."""
+    max_error_rate: float = 0.05
+    """Exit with 2 when a larger fraction of rows has an error."""
+    workers: int | None = None
+    """Processes that each load the model. None: one per GPU, or one on the CPU."""
+    gpus_per_worker: float | None = None
+    """None: 1 when the cluster has GPUs, else 0."""
+    decode_ahead: int = 2
+    """Clips that a worker has decoded in advance."""
+    shard_size: int = 256
+    """Questions per output file, at least (a clip's questions stay together)."""
+    progress_interval: float = 5.0
+    """Seconds between progress lines when there is no terminal."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "in [0, 1]")
+        _require(self.workers is None or self.workers > 0, "workers", self.workers, "positive")
+        gpus = self.gpus_per_worker
+        _require(gpus is None or gpus >= 0, "gpus_per_worker", gpus, "0 or more")
+        _require(self.decode_ahead >= 0, "decode_ahead", self.decode_ahead, "0 or more")
+        _require(self.shard_size > 0, "shard_size", self.shard_size, "positive")
+        _require(self.progress_interval > 0, "progress_interval", self.progress_interval, "positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """All settings of `jobs/videoqa.py`."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, description: str | None = None) -> JobT:
+    """The settings that `arguments` (default: the command line) and their `--config FILE.yaml` give.
+
+    Args:
+        config_type: a dataclass of setting groups, such as `JobConfig`.
+
+    Raises:
+        ConfigError: a file that can't be read, an unknown key, or a value out of range.
+        SystemExit: 0 after `--help`; 1 for an argument the parser rejects, already reported on stderr.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    file, words = _take_config_flag(words)
+    default = config_type() if file is None else from_mapping(config_type, _read_yaml(file))
+    note = "--config FILE.yaml reads settings from a file; flags given beside it win."
+    try:
+        return tyro.cli(
+            tyro.conf.OmitArgPrefixes[config_type],  # type: ignore[valid-type]
+            args=words,
+            default=default,
+            description=f"{description or config_type.__doc__}\n\n{note}",
+        )
+    except SystemExit as exit:
+        raise SystemExit(1 if exit.code else 0) from exit
+
+
+def from_mapping(config_type: type[JobT], values: Any, path: str = "") -> JobT:
+    """A config from nested mappings as YAML gives them; keys left out keep their defaults.
+
+    Raises:
+        ConfigError: an unknown key or a value of the wrong type, with its path (`prune.keep_ratio`).
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path or 'configuration'}: expected a mapping, got {values!r}")
+    hints = get_type_hints(config_type, include_extras=True)
+    arguments = {}
+    for key, value in values.items():
+        where = f"{path}.{key}" if path else str(key)
+        if key not in hints:
+            raise ConfigError(f"{where}: unknown setting; known here are {', '.join(sorted(hints))}")
+        read = from_mapping if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]) else _coerce
+        arguments[key] = read(hints[key], value, where)
+    return config_type(**arguments)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Nested plain values (JSON and YAML can hold them) from which `from_mapping` makes an equal config."""
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type a setting is declared with: an int may stand for a float and text for a path."""
+    if hint is Options:
+        hint = Mapping
+    alternatives = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for alternative in alternatives:
+        if get_origin(alternative) is Literal and value in get_args(alternative):
+            return value
+        if alternative is Path and isinstance(value, str):
+            return Path(value)
+        if alternative is float and type(value) is int:
+            return float(value)
+        if alternative is Mapping and isinstance(value, Mapping):
+            return dict(value)
+        if type(value) is alternative:
+            return value
+    expected = " or ".join(getattr(alternative, "__name__", str(alternative)) for alternative in alternatives)
+    raise ConfigError(f"{where} is {value!r}; it must be {expected}")
+
+
+def _take_config_flag(words: list[str]) -> tuple[str | None, list[str]]:
+    """Splits `--config FILE` or `--config=FILE` off the command line."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == "--config":
+            if not equals and index + 1 == len(words):
+                raise ConfigError("--config needs a YAML file")
+            taken = 1 if equals else 2
+            return (value if equals else words[index + 1]), words[:index] + words[index + taken :]
+    return None, words
+
+
+def _read_yaml(file: str) -> Any:
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {file}: {error}") from error
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; it must be {expected}")
