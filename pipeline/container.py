@@ -1,0 +1,352 @@
+"""What a video file holds, read from its packets: the frames in presentation order and how each can be reached.
+
+A container's own frame count, duration and frame rate are claims; its packets are the facts. `probe` reads every packet
+of the video stream (without decoding them, but for the first frame) and keeps their presentation times, so that
+"frame i" means the i-th frame that a player shows.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+# Demuxers for files that hold a video. Without the list FFmpeg also opens text (as terminal art), playlists and images,
+# and a playlist may lead to other files or to the network.
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf,mxf,nut,rm,wtv"
+)
+# Codecs whose packets hold exactly one shown frame each. Other codecs hide frames (VP8) or pack several together.
+_ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores", "theora"}
+_PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
+_DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
+_IDR_SLICE = 5  # H.264 NAL unit type
+_AVCC_VERSION = 1  # first byte of H.264 extradata in MP4 and Matroska; elsewhere it begins with a start code
+
+
+class VideoError(ValueError):
+    """A video that cannot be used.
+
+    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, span_outside.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Orientation(NamedTuple):
+    """How a stored picture becomes upright: transpose first, then flip."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    def apply(self, picture: np.ndarray) -> np.ndarray:
+        """Turn a picture (H, W, 3) upright; a view."""
+        if self.transpose:
+            picture = picture.swapaxes(0, 1)
+        return picture[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) after turning; its own inverse."""
+        return (width, height) if self.transpose else (height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameIndex:
+    """Where the frames of a stream are. P packets sorted by presentation time, hidden ones included.
+
+    Attributes:
+        pts: (P,) presentation times in units of `time_base`.
+        order: (P,) the packet's place in decoding order.
+        shown: (P,) False for packets outside the edit list, which are decoded but never presented.
+        keyframes: (K, 3) decoding place, presentation time and decoding time of each keyframe, in decoding order.
+        corrupt: decoding places of packets that the container itself marks as damaged.
+        time_base: seconds per unit.
+        last_duration: how long the last frame is shown, in units of `time_base`.
+        counted: the packets do not tell the frames apart, so frames were counted by decoding them; `order` then counts
+            decoded frames, and nothing can be sought.
+    """
+
+    pts: np.ndarray
+    order: np.ndarray
+    shown: np.ndarray
+    keyframes: np.ndarray
+    corrupt: tuple[int, ...]
+    time_base: Fraction
+    last_duration: int
+    counted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """The main video stream of one file.
+
+    Attributes:
+        height, width: of the upright picture, in stored pixels.
+        orientation: what makes the stored picture upright.
+        declared_frames: the frame count in the file's header, 0 when it has none.
+        decord_exact: decord is known to return the right frames for a file of this make.
+    """
+
+    path: str
+    container: str
+    codec: str
+    height: int
+    width: int
+    orientation: Orientation
+    index: FrameIndex
+    declared_frames: int
+    decord_exact: bool
+
+    @cached_property
+    def timestamps(self) -> np.ndarray:
+        """(N,) presentation times in seconds, on the file's own clock (MPEG-TS files rarely start at 0)."""
+        return self.index.pts[self.index.shown] * float(self.index.time_base)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.index.shown.sum())
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's start to the last frame's end."""
+        last = self.index.last_duration * float(self.index.time_base)
+        return float(self.timestamps[-1] - self.timestamps[0]) + last
+
+    @property
+    def fps(self) -> float:
+        """Average frames a second; 0 when the video has no extent in time."""
+        return self.num_frames / self.duration if self.duration > 0 else 0.0
+
+    @property
+    def truncated(self) -> bool:
+        """The header promises more frames than the file holds, or the container marks packets as damaged."""
+        return bool(self.index.corrupt) or self.declared_frames > len(self.index.pts)
+
+
+def probe(path: str | os.PathLike[str]) -> VideoInfo:
+    """Read the packets of a file's main video stream, and one frame to learn how it is turned.
+
+    Raises:
+        VideoError: missing, not_a_file, empty, unreadable or no_video_stream; the message names the path.
+    """
+    path = os.fspath(path)
+    container, stream = open_video(path)
+    with container:
+        first: av.VideoFrame | None = None
+        packets: list[_Packet] = []
+        for packet in demux(container, stream):
+            if first is None:
+                first = next(iter(decode_packet(packet) or ()), None)
+            if packet.size > 0:
+                packets.append(_Packet.of(packet, stream.codec_context))
+        if first is None:
+            raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
+        orientation = _orientation(first)
+        height, width = orientation.size(first.height, first.width)
+        codec = stream.codec_context
+        plain = codec.field_order in _PROGRESSIVE and codec.codec.canonical_name in _ONE_FRAME_PER_PACKET
+        index = _index_packets(packets, stream.time_base) if plain and _timed(packets) else _count_frames(path)
+        common = container.format.name in _DECORD_CONTAINERS and len(container.streams.video) == 1
+        return VideoInfo(
+            path=path,
+            container=container.format.name,
+            codec=codec.codec.canonical_name,
+            height=height,
+            width=width,
+            orientation=orientation,
+            index=index,
+            declared_frames=stream.frames,
+            decord_exact=common and orientation == Orientation() and _independent_groups(packets, index),
+        )
+
+
+def open_video(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """Open a file's main video stream for single-threaded decoding.
+
+    Raises:
+        VideoError: missing, not_a_file, empty, unreadable or no_video_stream.
+    """
+    av.logging.set_level(av.logging.PANIC)  # damage is reported through VideoError and DecodedVideo.lost
+    _check_file(path)
+    try:
+        # The prefix keeps a name such as "concat:a|b" from being read as anything but a file name.
+        container = av.open(
+            f"file:{Path(path).absolute()}",
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except av.FFmpegError as error:
+        raise VideoError("unreadable", f"{path}: not a readable video file ({error.strerror})") from error
+    pictures = av.stream.Disposition.attached_pic  # a cover image, not a video
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    best = container.streams.best("video")
+    if not streams or not isinstance(best, av.VideoStream):
+        container.close()
+        raise VideoError("no_video_stream", f"{path}: the file has no video stream")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        container.close()
+        raise VideoError("unreadable", f"{path}: no decoder for its video codec; re-encode it, for instance to H.264")
+    stream.codec_context.thread_count = 1
+    return container, stream
+
+
+def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The stream's packets, up to where a damaged container stops making sense."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError:
+        return
+
+
+def decode_packet(packet: av.Packet) -> list[av.VideoFrame] | None:
+    """The frames that a packet completes, or None when it is damaged."""
+    try:
+        return packet.decode()
+    except av.FFmpegError:
+        return None
+
+
+def _check_file(path: str) -> None:
+    """Raise unless `path` is a regular file with something in it; a FIFO would block its reader for ever."""
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise VideoError("missing", f"{path}: cannot be opened ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "directory" if stat.S_ISDIR(status.st_mode) else "special file (FIFO, socket or device)"
+        raise VideoError("not_a_file", f"{path}: is a {what}, not a video file")
+    if status.st_size == 0:
+        raise VideoError("empty", f"{path}: the file is empty (0 bytes)")
+
+
+class _Packet(NamedTuple):
+    """What is kept of a packet."""
+
+    pts: int | None
+    dts: int | None
+    duration: int
+    keyframe: bool
+    independent: bool
+    shown: bool
+    corrupt: bool
+
+    @classmethod
+    def of(cls, packet: av.Packet, codec: av.VideoCodecContext) -> "_Packet":
+        return cls(
+            pts=packet.pts,
+            dts=packet.dts,
+            duration=packet.duration or 0,
+            keyframe=packet.is_keyframe,
+            independent=packet.is_keyframe and _is_clean_start(packet, codec),
+            shown=not packet.is_discard,
+            corrupt=packet.is_corrupt,
+        )
+
+
+def _timed(packets: list[_Packet]) -> bool:
+    """Every packet has its own presentation time."""
+    times = {packet.pts for packet in packets}
+    return None not in times and len(times) == len(packets)
+
+
+def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
+    pts = np.array([packet.pts for packet in packets], dtype=np.int64)
+    order = np.argsort(pts)
+    pts = pts[order]
+    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.keyframe]
+    return FrameIndex(
+        pts=pts,
+        order=order,
+        shown=np.array([packet.shown for packet in packets])[order],
+        keyframes=np.array(keys, dtype=np.int64).reshape(-1, 3),
+        corrupt=tuple(i for i, packet in enumerate(packets) if packet.corrupt),
+        time_base=time_base,
+        last_duration=packets[order[-1]].duration or _usual_step(pts),
+        counted=False,
+    )
+
+
+def _count_frames(path: str) -> FrameIndex:
+    """The index of a stream whose packets do not tell its frames apart (VP8, interlaced or untimed video)."""
+    container, stream = open_video(path)
+    with container:
+        frames = [
+            (frame.pts, frame.key_frame, frame.is_corrupt)
+            for packet in demux(container, stream)
+            for frame in decode_packet(packet) or ()
+        ]
+        times = [pts for pts, _, _ in frames if pts is not None]
+        timed = len(times) == len(frames) and bool((np.diff(times) > 0).all())
+        time_base = stream.time_base if timed else 1 / Fraction(stream.average_rate or 25)
+    pts = np.array(times if timed else range(len(frames)), dtype=np.int64)
+    return FrameIndex(
+        pts=pts,
+        order=np.arange(len(frames)),
+        shown=np.ones(len(frames), dtype=bool),
+        keyframes=np.array([(i, pts[i], pts[i]) for i, frame in enumerate(frames) if frame[1]], dtype=np.int64),
+        corrupt=tuple(i for i, frame in enumerate(frames) if frame[2]),
+        time_base=time_base,
+        last_duration=_usual_step(pts),
+        counted=True,
+    )
+
+
+def _usual_step(pts: np.ndarray) -> int:
+    return int(np.median(np.diff(pts))) if len(pts) > 1 else 0
+
+
+def _is_clean_start(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
+    """Nothing after this keyframe refers to what came before it: any VP9 keyframe, an IDR picture in H.264.
+
+    Only length-prefixed H.264 is looked into, as MP4 and Matroska store it; all else counts as unproven.
+    """
+    if codec.codec.canonical_name == "vp9":
+        return True
+    extradata = codec.extradata
+    if codec.codec.canonical_name != "h264" or not extradata or extradata[0] != _AVCC_VERSION:
+        return False
+    prefix = (extradata[4] & 3) + 1
+    data, at = bytes(packet), 0
+    while at + prefix < len(data):
+        if data[at + prefix] & 0x1F == _IDR_SLICE:
+            return True
+        at += prefix + int.from_bytes(data[at : at + prefix], "big")
+    return False
+
+
+def _independent_groups(packets: list[_Packet], index: FrameIndex) -> bool:
+    """decord seeks to keyframes and trusts them, and knows no edit lists: here neither can go wrong.
+
+    Every packet is shown and undamaged, every keyframe is a clean start, and no frame is shown before the keyframe that
+    precedes it in decoding order (closed groups of pictures).
+    """
+    if index.counted or index.corrupt or not index.shown.all() or not packets[0].keyframe:
+        return False
+    if not all(packet.independent for packet in packets if packet.keyframe):
+        return False
+    group = np.searchsorted(index.keyframes[:, 0], index.order, side="right") - 1
+    return bool((index.pts >= index.keyframes[group, 1]).all())
+
+
+def _orientation(frame: av.VideoFrame) -> Orientation:
+    """Read a frame's display matrix (ISO/IEC 14496-12, 6.2.2), to the nearest quarter turn."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return Orientation()
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), dtype=np.int32).tolist()
+    transpose = abs(b) > abs(a)
+    return Orientation(transpose, (c if transpose else a) < 0, (b if transpose else d) < 0)
