@@ -1,0 +1,174 @@
+"""Training batches: clips as pixels, and their questions and captions packed into one row of text per clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from pipeline.embedded.architecture import GRID, PATCH_SIZE
+from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
+from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
+from pipeline.embedded.tokenizer import TURN_END, TURN_START
+
+IGNORE = -100
+END_WEIGHT = 0.1  # of the end-of-turn token, which is easy, against a word of the answer
+KIND_WEIGHTS = {"flash_shape": 3.0, "moving_shape": 2.0, "late_shape": 2.0, "flash_color": 2.0, "existence": 0.7}
+CAPTION_KIND = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """One question or caption request with its answer; `targets[i]` is what should follow `ids[i]`."""
+
+    ids: list[int]
+    targets: list[int]
+    weights: list[float]
+    kind: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRow:
+    """Packed text of a batch, each (batch, length).
+
+    `segments` counts from 1 within a row (0 stands for the video part, -1 for padding) and `positions` restart with
+    each segment: a segment sees the video and itself alone, as if it were the only one.
+    """
+
+    ids: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    kinds: torch.Tensor
+    segments: torch.Tensor
+    positions: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clips:
+    """pixels (clips, frames, 3, 96, 96); colour and shape of every patch (clips * frames, 144), 0 = background."""
+
+    pixels: torch.Tensor
+    patch_colors: torch.Tensor
+    patch_shapes: torch.Tensor
+
+
+def normalize(frames: np.ndarray) -> torch.Tensor:
+    """Frames (..., H, W, 3) in [0, 255] to the model's pixel values (..., 3, H, W)."""
+    scaled = (frames / 255 - np.array(OPENAI_CLIP_MEAN)) / np.array(OPENAI_CLIP_STD)
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32))
+
+
+def sample_times(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """Times of uniform frames: one anywhere in each equal part, or evenly from the first frame to the last."""
+    if frames == 1:
+        return rng.uniform(0.8, 1.0, 1)
+    if rng.random() < 0.5:
+        return np.round(np.linspace(0, 31, frames)) / 32
+    return (np.arange(frames) + rng.uniform(0.02, 0.98)) / frames
+
+
+def sample_clips(
+    rng: np.random.Generator, *, clips: int, frames: int, max_static: int
+) -> tuple[Clips, list[tuple[Scene, np.ndarray]]]:
+    """Rendered, slightly degraded clips, and the scene and frame times of each."""
+    scenes, pictures, colors, shapes = [], [], [], []
+    for _ in range(clips):
+        scene = sample_scene(rng, slots=max(frames, 4), max_static=max_static)
+        times = sample_times(rng, frames)
+        picture, owner = render(scene, times)
+        patch_colors, patch_shapes = patch_labels(scene, owner)
+        scenes.append((scene, times))
+        pictures.append(degrade(picture, rng))
+        colors.append(patch_colors)
+        shapes.append(patch_shapes)
+    labels = [torch.from_numpy(np.concatenate(x)) for x in (colors, shapes)]
+    return Clips(pixels=normalize(np.stack(pictures)), patch_colors=labels[0], patch_shapes=labels[1]), scenes
+
+
+def patch_labels(scene: Scene, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colour and shape (frames, patches) of the object that covers most of a patch, 0 below a tenth of it."""
+    frames = owner.shape[0]
+    patches = (
+        owner.reshape(frames, GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 1, 3, 2, 4).reshape(frames, GRID**2, -1)
+    )
+    covered = np.stack([(patches == index + 1).sum(-1) for index in range(len(scene.objects))], axis=-1)
+    biggest, enough = covered.argmax(-1), covered.max(-1) >= PATCH_SIZE**2 / 10
+    colors = np.array([list(COLORS).index(item.color) + 1 for item in scene.objects])[biggest] * enough
+    shapes = np.array([SHAPES.index(item.shape) + 1 for item in scene.objects])[biggest] * enough
+    return colors, shapes
+
+
+def sample_text(
+    rng: np.random.Generator,
+    tokenizer: PreTrainedTokenizerFast,
+    scenes: list[tuple[Scene, np.ndarray]],
+    *,
+    questions: int,
+    captions: int,
+    video_tokens: int,
+) -> TextRow:
+    """Questions (harder kinds more often) and captions for every clip; each of the two groups' weights sum to 1."""
+    rows = []
+    for scene, times in scenes:
+        chosen = _choose_questions(scene, times, rng, questions)
+        forms = rng.permutation(list(CAPTIONS)[: 2 if len(times) == 1 else None])[:captions]
+        rows.append(
+            [make_segment(tokenizer, *caption(scene, times.tolist(), str(form)), CAPTION_KIND) for form in forms]
+            + [make_segment(tokenizer, q.text, q.answer, KINDS.index(q.kind)) for q in chosen]
+        )
+    return pack(rows, tokenizer, first_position=video_tokens + 2)
+
+
+def _choose_questions(scene: Scene, times: np.ndarray, rng: np.random.Generator, count: int) -> list[Question]:
+    pool = [question for _ in range(2) for question in ask(scene, times.tolist(), rng)]
+    weights = np.array([KIND_WEIGHTS.get(question.kind, 1.0) for question in pool])
+    chosen = rng.choice(len(pool), min(count, len(pool)), replace=False, p=weights / weights.sum())
+    return [pool[i] for i in chosen]
+
+
+@lru_cache(maxsize=65536)
+def _encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def prompt_prefix(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+    """Ids (1, 2) of the user's turn before the video."""
+    return torch.tensor([_encode(tokenizer, f"{TURN_START}user")])
+
+
+def make_segment(tokenizer: PreTrainedTokenizerFast, request: str, answer: str, kind: int) -> Segment:
+    """The rest of the user's turn after the video, and the assistant's turn."""
+    prompt = _encode(tokenizer, f"{request}{TURN_END}{TURN_START}assistant")
+    reply = _encode(tokenizer, f"{answer}{TURN_END}")
+    ids = [*prompt, *reply]
+    return Segment(
+        ids=ids,
+        targets=[IGNORE] * (len(prompt) - 1) + reply + [IGNORE],
+        weights=[0.0] * (len(prompt) - 1) + [1.0] * (len(reply) - 1) + [END_WEIGHT, 0.0],
+        kind=kind,
+    )
+
+
+def pack(rows: list[list[Segment]], tokenizer: PreTrainedTokenizerFast, first_position: int) -> TextRow:
+    """Segments side by side, padded to the longest row."""
+    shape = len(rows), max(sum(len(segment.ids) for segment in row) for row in rows)
+    ids = np.full(shape, tokenizer.pad_token_id, np.int64)
+    targets, kinds = np.full(shape, IGNORE, np.int64), np.full(shape, CAPTION_KIND, np.int64)
+    segments, positions = np.full(shape, -1, np.int64), np.full(shape, first_position, np.int64)
+    weights = np.zeros(shape, np.float32)
+    for row, items in enumerate(rows):
+        start = 0
+        for number, segment in enumerate(items, start=1):
+            cells = row, slice(start, start + len(segment.ids))
+            ids[cells], targets[cells], weights[cells] = segment.ids, segment.targets, segment.weights
+            kinds[cells], segments[cells] = segment.kind, number
+            positions[cells] = first_position + np.arange(len(segment.ids))
+            start += len(segment.ids)
+    for group in (kinds == CAPTION_KIND, kinds != CAPTION_KIND):
+        weights[group] /= max(weights[group].sum(), 1e-9)
+    tensors = (torch.from_numpy(x) for x in (ids, targets, weights, kinds, segments, positions))
+    return TextRow(**dict(zip(("ids", "targets", "weights", "kinds", "segments", "positions"), tensors, strict=True)))
