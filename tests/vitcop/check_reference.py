@@ -1,0 +1,63 @@
+"""Run recorded reference vectors through the functions that the models use.
+
+    python tests/vitcop/check_reference.py FILE_OR_FOLDER [...]
+
+A file is named after its method (`fastv.npz`, `vitcop_vectors.npz`); a folder is searched for such files. Prints a
+line for each file (`fastv 3/3 equal`) and what differs where something does; exit 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tests.vitcop.reference_checks import Check, load_cases
+from tests.vitcop.reference_checks.vitcop_stages import vitcop
+
+CHECKS: dict[str, Check] = {"vitcop_vectors": vitcop}
+
+
+def find_check(path: Path) -> Check:
+    """The check whose name begins the file's name, the longest such."""
+    names = [name for name in CHECKS if path.stem.startswith(name)]
+    if not names:
+        raise SystemExit(f"{path}: no check of that name; known are {', '.join(sorted(CHECKS))}")
+    return CHECKS[max(names, key=len)]
+
+
+def files(paths: Iterable[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.rglob("*.npz") if any(file.stem.startswith(name) for name in CHECKS))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise SystemExit(f"{path}: no such file or folder")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
+    total = equal = 0
+    for path in files(parser.parse_args().paths):
+        check = find_check(path)
+        results = [check(case) for case in load_cases(path)]
+        good = sum(not differing for differing in results)
+        label = path.stem.removesuffix("_vectors")
+        print(f"{label} {good}/{len(results)} equal")
+        for number, differing in enumerate(results):
+            if differing:
+                print(f"  case {number:02d}: {', '.join(differing)} differ")
+        total, equal = total + len(results), equal + good
+    print(f"{equal}/{total} cases equal")
+    return 0 if total and equal == total else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

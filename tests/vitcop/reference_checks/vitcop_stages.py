@@ -1,0 +1,56 @@
+"""ViTCoP's three stages against the authors' functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tests.vitcop.reference_checks import Case, close, same_indices
+from vitcop.methods.vitcop import cluster_frames, select_in_clusters
+from vitcop.scores import key_norm
+from vitcop.selection import apply_selection, top_k_in_order
+
+
+def vitcop(case: Case) -> list[str]:
+    height, width = case["grid"].tolist()
+    frames, kept = case["kept_indices"].shape
+    prefix, count = int(case["prefix"]), int(case["shallow_tokens"])
+    visual = slice(prefix, prefix + frames * kept)
+
+    chosen = top_k_in_order(case["cls_attention"].sum(dim=1), kept)
+    clusters = max(1, int(float(case["cluster_fraction"]) * kept))
+    labels = cluster_frames(case["vision_keys"][None], chosen[None], height, width, clusters)[0]
+    norm = key_norm(case["shallow_keys"][None])[:, visual]
+    flat = (labels + torch.arange(frames)[:, None] * clusters).flatten()
+    shallow = select_in_clusters(-norm, flat[None], frames * clusters, count)
+    hidden = case["hidden"]
+    survivors = apply_selection(shallow, hidden[None, visual])[0]
+    after = torch.cat([hidden[:prefix], survivors, hidden[visual.stop :]])
+    whole = torch.arange(len(hidden))
+    positions = torch.cat([whole[:prefix], shallow.keep[0] + prefix, whole[visual.stop :]])
+    deep_norm = key_norm(case["deep_keys"][None])[:, prefix : prefix + count]
+    deep = top_k_in_order(-deep_norm, int(case["deep_tokens"]))[0] + prefix
+
+    equal = {
+        "kept_indices": same_indices(chosen, case["kept_indices"]),
+        "cluster_labels": all(map(_same_partition, labels, case["cluster_labels"])),
+        "shallow_key_norm": close(norm[0], case["shallow_key_norm"]),
+        "selected": same_indices(
+            _kept_as_they_are(shallow.keep, shallow.merge_into) + prefix, case["selected"].sort().values
+        ),
+        "positions_after_shallow": same_indices(positions, case["positions_after_shallow"]),
+        "hidden_after_shallow": close(after, case["hidden_after_shallow"]),
+        "deep_kept": same_indices(deep, case["deep_kept"]),
+    }
+    return [name for name, same in equal.items() if not same]
+
+
+def _kept_as_they_are(keep: Tensor, merge_into: Tensor | None) -> Tensor:
+    assert merge_into is not None
+    return keep[0][merge_into[0, keep[0]] < 0]
+
+
+def _same_partition(ours: Tensor, theirs: Tensor) -> bool:
+    """Same clusters, whatever their numbers: density peaks without a denser neighbour tie, and an unstable sort
+    numbers them in the authors' code."""
+    return bool(((ours[:, None] == ours) == (theirs[:, None] == theirs)).all())

@@ -1,0 +1,108 @@
+"""What a pruned KV cache holds; travels with the cache, so that any later forward can go on from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from vitcop.families.base import UnsupportedInputError
+
+ATTRIBUTE = "vitcop_layout"
+
+
+@dataclass
+class CacheLayout:
+    """Lengths, padding and positions of a cache whose layers hold different numbers of tokens.
+
+    Layers between two pruning stages hold the same tokens, so everything is kept once for each stage.
+
+    Attributes:
+        stage_of_layer: stage of each layer.
+        valid: for each stage (B, cached) bool, False at padding; None if the prompt came without a mask.
+        cached: for each stage, the tokens in the cache.
+        seen: tokens of the unpruned sequence so far.
+        next_position: (B,) position of the next token.
+    """
+
+    next_position: Tensor
+    seen: int
+    stage_of_layer: list[int] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    valid: list[Tensor | None] = field(default_factory=list)
+
+    def enter_layer(self, length: int, valid: Tensor | None) -> None:
+        """Note, in order of layers during the prefill, that the next layer caches `length` tokens."""
+        if not self.cached or self.cached[-1] != length:
+            self.cached.append(length)
+            self.valid.append(valid)
+        self.stage_of_layer.append(len(self.cached) - 1)
+
+    def check(self, cache: Cache) -> None:
+        """Raise UnsupportedInputError if the cache was cut since (assisted decoding, `crop`)."""
+        lengths = [cache.get_seq_length(layer) for layer in range(len(self.stage_of_layer))]
+        expected = [self.cached[stage] for stage in self.stage_of_layer]
+        if lengths != expected:
+            raise UnsupportedInputError(
+                f"the pruned cache was changed from outside (lengths {lengths}, expected {expected}); "
+                "assisted decoding and cache.crop() can't be used with a pruned cache"
+            )
+
+    def match_batch(self, batch: int) -> None:
+        """Follow a cache whose rows were repeated (`batch_repeat_interleave`)."""
+        rows = len(self.next_position)
+        if batch == rows:
+            return
+        if batch % rows:
+            raise UnsupportedInputError(f"the cache was pruned for {rows} rows, the input has {batch}")
+        repeats = batch // rows
+        self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
+        self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
+
+    def new_tokens(self, passed: int, mask: Tensor | None, position_ids: Tensor | None) -> int:
+        """How many of the `passed` last tokens are new.
+
+        `generate` counts what is old by the first layer's cache, which is shorter than what was seen; when it goes on
+        with a whole conversation, it passes too many. The mask or the positions tell the truth.
+        """
+        if mask is not None:
+            count = mask.shape[1] - self.seen
+        elif position_ids is not None and passed > 1:
+            count = int((last_position(position_ids, len(self.next_position)) + 1 - self.next_position)[0])
+        else:
+            count = passed
+        if not 1 <= count <= passed:
+            raise UnsupportedInputError(
+                f"the cache has seen {self.seen} tokens; the input must hold those and at least one more "
+                f"(or, without the old ones, an attention_mask over all), got {passed} tokens of which {count} are new"
+            )
+        return count
+
+    def append(self, batch: int, count: int, new_valid: Tensor | None, position_ids: Tensor) -> None:
+        """Account for `count` tokens that the coming forward adds to every layer."""
+        if new_valid is None:
+            new_valid = torch.ones(batch, count, dtype=torch.bool, device=self.next_position.device)
+        self.valid = [None if mask is None else torch.cat((mask, new_valid), dim=1) for mask in self.valid]
+        self.cached = [length + count for length in self.cached]
+        self.seen += count
+        self.next_position = last_position(position_ids, batch) + 1
+
+
+def last_position(position_ids: Tensor, batch: int) -> Tensor:
+    """(B,) largest position of the last token in position ids (B or 1, S) or (3 or 4, B or 1, S)."""
+    last = position_ids[..., -1]
+    if last.dim() == 2:
+        last = last[-3:].amax(dim=0)  # with four rows, the first counts text tokens for masks and is no position
+    return last.expand(batch)
+
+
+def check_cache(cache: Cache) -> None:
+    """Raise UnsupportedInputError unless every layer of the cache may have its own length."""
+    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    if not plain or cache.is_compileable:
+        raise UnsupportedInputError(
+            f"{type(cache).__name__} can't hold layers of different lengths; use the default DynamicCache "
+            "(no cache_implementation such as 'static', 'quantized' or 'offloaded')"
+        )

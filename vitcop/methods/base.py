@@ -1,0 +1,55 @@
+"""What every pruning method answers: how many tokens survive, and which."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vitcop.budget import Geometry, Plan
+from vitcop.selection import Selection
+from vitcop.tokens import LayerTokens, VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A way to prune visual tokens. Holds settings only; what a call needs lives with that call.
+
+    Attributes:
+        retention_ratio: fraction of visual tokens kept, averaged over the language model's layers, in (0, 1].
+    """
+
+    name: ClassVar[str]
+    query_aware: ClassVar[bool] = False
+    """Whether the selection depends on the text after the video (then a prefix cannot be shared by questions)."""
+    frame_local: ClassVar[bool] = False
+    """Whether the stage before the model looks at one frame at a time (then frames can be pruned chunk by chunk)."""
+    needs_vision_attention: ClassVar[bool] = False
+    needs_vision_keys: ClassVar[bool] = False
+    needs_previous_hidden: ClassVar[bool] = False
+
+    retention_ratio: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.retention_ratio <= 1:
+            raise ValueError(f"retention_ratio must be in (0, 1], got {self.retention_ratio}")
+
+    @abstractmethod
+    def plan(self, geometry: Geometry) -> Plan:
+        """Solve the token counts of all stages for the retention ratio.
+
+        Raises:
+            UnreachableBudgetError: no counts of this method meet the ratio.
+        """
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        """Choose among the tokens before the model; indices count frame by frame within `tokens`."""
+        raise TypeError(f"{self.name} does not prune before the language model")
+
+    def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        """Choose `plan.layers[tokens.layer]` of the tokens about to enter that layer; indices count within them."""
+        raise TypeError(f"{self.name} does not prune inside the language model")
+
+    def describe(self) -> str:
+        """The method with all its settings, for logs and outputs."""
+        return repr(self)

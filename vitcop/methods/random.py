@@ -1,0 +1,34 @@
+"""Random selection: the baseline that every score has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from vitcop.budget import Geometry, Plan, single_stage
+from vitcop.methods.base import Method
+from vitcop.selection import Selection, top_k_in_order
+from vitcop.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Random(Method):
+    """Keep tokens at random before the language model; the same ones for the same seed and shape.
+
+    Attributes:
+        seed: starts the generator, which runs on the CPU, so that every device keeps the same tokens.
+    """
+
+    name: ClassVar[str] = "random"
+
+    seed: int = 0
+
+    def plan(self, geometry: Geometry) -> Plan:
+        return single_stage(geometry, self.retention_ratio)
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        generator = torch.Generator().manual_seed(self.seed)
+        score = torch.rand(len(tokens.features), geometry.num_tokens, generator=generator)
+        return Selection(keep=top_k_in_order(score, plan.entering).to(tokens.features.device))

@@ -1,0 +1,244 @@
+"""ViTCoP (arXiv 2601.17818): pruning in the vision encoder, in a shallow and in a deep layer of the language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.clustering import density_peak_clusters, patch_positions
+from vitcop.methods.base import Method
+from vitcop.scores import key_distance, key_norm
+from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
+from vitcop.tokens import LayerTokens, VisualTokens
+
+KeyScore = Literal["small", "large", "distance"]
+
+DEEP_SHARE = 1 / 5
+"""Tokens of the deep stage for each one of the shallow stage."""
+LEAST_SHALLOW_SHARE = 0.4478
+"""Shallow tokens for each token entering, in the paper's smallest setting (retention 1/9); kept below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTCoP(Method):
+    """Three stages: saliency in the vision encoder, clusters and key norms in a shallow layer, key norms in a deep one.
+
+    Stage I keeps the patches of each frame that get most attention from CLS; encoders without a CLS token (SigLIP,
+    the Qwen encoders) have none, and there the attention a patch gets on average from all patches takes its place.
+    Where the model pools patches into tokens after the encoder (LLaVA-OneVision: 27x27 to 14x14), scores and keys are
+    pooled alike. The survivors of a frame are clustered on their keys. Stage II gives each cluster a share of the
+    shallow budget, keeps its tokens of best key score and merges the rest into one. Stage III keeps the tokens of
+    best key score. Positions stay the original ones throughout (the authors re-index at stage III).
+
+    The layers, shares and ratios default to lines through the paper's three settings (L = 32, retention 1/3, 2/9 and
+    1/9): vision keep 0.2 + 0.9 r, clusters 0.09 + 0.27 r of a frame's kept tokens, layers L/16 and 11 L/16, and a
+    deep budget of 1/5 of the shallow one. Where these cannot meet a ratio, below 1/9 the vision share shrinks so
+    that the shallow share of it stays the paper's least, and above about 1/2 the deep budget takes what is left.
+
+    Attributes:
+        key_score: what marks a salient token: "small" norm of the head-mean key (the paper), "large" norm, or a large
+            "distance" from the clip's mean key. Which one holds differs between models.
+        merge: "authors" (token plus mean of its group, as published) or "mean".
+        vision_keep, cluster_fraction, shallow_layer, deep_layer: overrides of the defaults above.
+    """
+
+    name: ClassVar[str] = "vitcop"
+    frame_local: ClassVar[bool] = True
+    needs_vision_attention: ClassVar[bool] = True
+    needs_vision_keys: ClassVar[bool] = True
+
+    key_score: KeyScore = "small"
+    merge: MergeRule = "authors"
+    vision_keep: float | None = None
+    cluster_fraction: float | None = None
+    shallow_layer: int | None = None
+    deep_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.key_score not in ("small", "large", "distance"):
+            raise ValueError(f"key_score must be 'small', 'large' or 'distance', got {self.key_score!r}")
+        if self.merge not in ("authors", "mean"):
+            raise ValueError(f"merge must be 'authors' or 'mean', got {self.merge!r}")
+
+    def layers(self, num_layers: int) -> tuple[int, int]:
+        """The layers before which stages II and III prune; a deep layer of `num_layers` means no stage III."""
+        shallow = self.shallow_layer or max(1, round(num_layers / 16))
+        deep = self.deep_layer or max(shallow + 1, round(11 * num_layers / 16))
+        if not 0 < shallow < deep <= num_layers:
+            raise ValueError(f"need 0 < shallow layer < deep layer <= {num_layers}, got {shallow} and {deep}")
+        return shallow, deep
+
+    def plan(self, geometry: Geometry) -> Plan:
+        names = {-1: "vision"}
+        if self.retention_ratio == 1:
+            return Plan(entering=geometry.num_tokens, names=names)
+        num_layers = geometry.num_layers
+        shallow, deep = self.layers(num_layers)
+        middle, tail = deep - shallow, num_layers - deep
+        entering = self._entering(geometry, shallow, middle + tail * DEEP_SHARE)
+        left = geometry.total(self.retention_ratio) - entering * shallow
+        kept_shallow = min(max(1, round(left / (middle + tail * DEEP_SHARE))), entering)
+        layers = {shallow: kept_shallow}
+        if tail:
+            layers[deep] = min(max(1, round((left - kept_shallow * middle) / tail)), kept_shallow)
+        plan = Plan(entering=entering, layers=layers, names=names | {shallow: "shallow", deep: "deep"})
+        self._check(plan, geometry)
+        return plan
+
+    def _entering(self, geometry: Geometry, shallow: int, rest: float) -> int:
+        ratio = self.retention_ratio
+        least = ratio * geometry.num_layers / (shallow + LEAST_SHALLOW_SHARE * rest)
+        keep = self.vision_keep or min(1.0, 0.2 + 0.9 * ratio, least)
+        per_frame = int(keep * geometry.tokens_per_frame)
+        return per_frame * geometry.frames if per_frame else max(1, round(keep * geometry.num_tokens))
+
+    def _check(self, plan: Plan, geometry: Geometry) -> None:
+        counts = plan.per_layer(geometry.num_layers)
+        wanted = self.retention_ratio * geometry.num_tokens
+        mean = sum(counts) / len(counts)
+        if abs(mean - wanted) > 1:
+            raise UnreachableBudgetError(
+                f"retention_ratio {self.retention_ratio} is {wanted:.1f} of {geometry.num_tokens} tokens a layer; "
+                f"{self.describe()} comes to {mean:.1f}; change the ratio, vision_keep or the layers"
+            )
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        if tokens.attention is None or tokens.keys is None:
+            raise RuntimeError("ViTCoP needs the vision encoder's attention and keys")
+        first, end = tokens.first_frame, tokens.first_frame + tokens.frames
+        holding = frames_with_tokens(plan.entering, geometry.frames, first, end)
+        before = len(frames_with_tokens(plan.entering, geometry.frames, 0, first))
+        attention, keys = tokens.attention, tokens.keys
+        if len(holding) < tokens.frames:
+            local = torch.tensor([frame - first for frame in holding], device=keys.device)
+            attention, keys = attention.index_select(1, local), keys.index_select(1, local)
+        else:
+            local = torch.arange(tokens.frames, device=keys.device)
+
+        kept = top_k_in_order(attention, tokens_per_frame(plan.entering, geometry.frames))
+        clusters = self.clusters_per_frame(kept.shape[2])
+        label = cluster_frames(keys, kept, tokens.height, tokens.width, clusters)
+        # Labels count over the clip, so that clusters of different frames and chunks differ.
+        frame_number = torch.arange(before, before + len(holding), device=keys.device)
+        return Selection(
+            keep=(kept + local[:, None] * geometry.tokens_per_frame).flatten(1),
+            labels=(label + frame_number[:, None] * clusters).flatten(1),
+        )
+
+    def clusters_per_frame(self, kept: int) -> int:
+        """Cluster centres among the `kept` tokens of a frame."""
+        return max(1, int((self.cluster_fraction or 0.09 + 0.27 * self.retention_ratio) * kept))
+
+    def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        saliency, count = self.saliency(tokens), plan.layers[tokens.layer]
+        shallow, _ = self.layers(geometry.num_layers)
+        if tokens.layer != shallow:
+            return Selection(keep=top_k_in_order(saliency, count))
+        if tokens.labels is None:
+            raise RuntimeError("stage II needs the cluster labels of stage I")
+        per_frame = self.clusters_per_frame(tokens_per_frame(plan.entering, geometry.frames))
+        clusters = per_frame * len(frames_with_tokens(plan.entering, geometry.frames, 0, geometry.frames))
+        return select_in_clusters(saliency, tokens.labels, clusters, count, self.merge)
+
+    def saliency(self, tokens: LayerTokens) -> Tensor:
+        """(B, K) score of each visual token; higher is more salient."""
+        if self.key_score == "distance":
+            return key_distance(tokens.keys)
+        norm = key_norm(tokens.keys)
+        return -norm if self.key_score == "small" else norm
+
+
+def tokens_per_frame(entering: int, frames: int) -> int:
+    """Tokens of each frame that has any; with fewer tokens than frames, one each for some of the frames."""
+    return max(1, entering // frames)
+
+
+def frames_with_tokens(entering: int, frames: int, first: int, end: int) -> list[int]:
+    """The frames in [first, end) that keep tokens: all, or, with fewer tokens than frames, that many spread evenly."""
+    share = min(entering, frames)
+    return [frame for frame in range(first, end) if (frame + 1) * share // frames > frame * share // frames]
+
+
+def cluster_frames(keys: Tensor, kept: Tensor, height: int, width: int, clusters: int) -> Tensor:
+    """Cluster each frame's kept tokens: keys (B, F, N, d), kept (B, F, n) -> labels (B, F, n) in [0, clusters)."""
+    flat = kept.flatten(0, 1)
+    features = take(keys.flatten(0, 1), flat)
+    positions = patch_positions(height, width, kept.device)[flat]
+    return density_peak_clusters(features, positions, clusters).view_as(kept)
+
+
+def select_in_clusters(
+    saliency: Tensor, labels: Tensor, clusters: int, count: int, merge: MergeRule = "authors"
+) -> Selection:
+    """Stage II: keep `count` of V tokens, a share for each cluster, the rest of a cluster merged into one.
+
+    With more clusters than `count`, the count - 1 clusters of highest summed saliency become one token each, and all
+    others together one more. Otherwise each cluster gets one merged token, and the remaining `count - clusters`
+    tokens are shared out in proportion to (size - 1), rounded; what rounding leaves over goes to, or comes from,
+    the clusters in order of their summed saliency. A merged token stands at the middle member of its group.
+
+    Args:
+        saliency: (B, V), higher is more salient. The paper's is the negative key norm.
+        labels: (B, V) cluster of each token, in [0, clusters), none empty.
+        count: tokens to keep, 1 <= count <= V.
+    """
+    total = torch.zeros(len(labels), clusters, device=saliency.device).scatter_add_(1, labels, saliency.float())
+    if clusters > count:
+        labels, clusters = _fold(labels, total, count), count
+        total = torch.zeros_like(total[:, :count])
+    sizes = torch.zeros_like(total).scatter_add_(1, labels, torch.ones_like(saliency, dtype=total.dtype)).long()
+    quota = _quotas(sizes, total, count)
+    chosen = _rank_in_cluster(saliency, labels, sizes) < quota.gather(1, labels)
+    middle = _middle_of_rest(chosen, labels, sizes - quota)
+    mask = chosen.scatter(1, middle, True)
+    slot = (mask.long().cumsum(1) - 1).gather(1, middle).gather(1, labels)
+    return Selection(keep=true_indices(mask, count), merge_into=torch.where(chosen, -1, slot), merge=merge)
+
+
+def _fold(labels: Tensor, total: Tensor, count: int) -> Tensor:
+    """Relabel so that the count - 1 clusters of highest `total` stand alone and all others share the last label."""
+    order = total.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(total.shape[1], device=order.device).expand_as(order)
+    )
+    return rank.clamp(max=count - 1).gather(1, labels)
+
+
+def _quotas(sizes: Tensor, total: Tensor, count: int) -> Tensor:
+    """Tokens (B, C) that each cluster keeps beside its merged one; they add up to count - C."""
+    clusters = sizes.shape[1]
+    most = sizes - 1
+    share = most.float() / most.sum(dim=1, keepdim=True).clamp(min=1)
+    quota = torch.minimum((share * (count - clusters)).round().long(), most)
+    missing = count - clusters - quota.sum(dim=1, keepdim=True)
+    rising = _first_in_order(quota < most, total, missing)
+    falling = _first_in_order(quota > 0, -total, -missing)
+    return quota + rising.long() - falling.long()
+
+
+def _first_in_order(able: Tensor, score: Tensor, number: Tensor) -> Tensor:
+    """Mask (B, C) of the first `number` (B, 1) able clusters by falling score."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    able_in_order = able.gather(1, order)
+    chosen = able_in_order & (able_in_order.long().cumsum(1) <= number)
+    return torch.zeros_like(able).scatter_(1, order, chosen)
+
+
+def _rank_in_cluster(saliency: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
+    """Place (B, V) of each token within its cluster by falling saliency, from 0."""
+    by_saliency = saliency.argsort(dim=1, descending=True, stable=True)
+    order = by_saliency.gather(1, labels.gather(1, by_saliency).argsort(dim=1, stable=True))
+    start = (sizes.cumsum(1) - sizes).gather(1, labels)
+    place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    return torch.empty_like(labels).scatter_(1, order, place) - start
+
+
+def _middle_of_rest(chosen: Tensor, labels: Tensor, rest: Tensor) -> Tensor:
+    """Index (B, C) of the middle one, by position, of each cluster's `rest` (B, C) tokens that were not chosen."""
+    order = torch.where(chosen, rest.shape[1], labels).argsort(dim=1, stable=True)
+    return order.gather(1, rest.cumsum(1) - rest + rest // 2)

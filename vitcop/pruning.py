@@ -1,0 +1,543 @@
+"""`prune`: puts a method onto one model by forward hooks, for as long as the context lasts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+from vitcop.budget import Geometry, Plan
+from vitcop.cost import decoder_macs
+from vitcop.families import Family, UnsupportedInputError, family_of
+from vitcop.layout import ATTRIBUTE, CacheLayout, check_cache, last_position
+from vitcop.methods.base import Method
+from vitcop.selection import Selection, apply_selection, take, true_indices
+from vitcop.stats import PrefillRecord, PruneStats
+from vitcop.tokens import LayerTokens, VisualTokens
+
+Clock = Callable[[str], None]
+
+DEFERRED = "vitcop_pixels"
+"""Key under which pixels travel through `generate`, which otherwise encodes them before the model is called."""
+
+_pruned_models: set[int] = set()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Visual tokens that enter the language model, of B clips.
+
+    Attributes:
+        features: (B, K, D).
+        index: (B, K) number of each token within its clip, ascending.
+        labels: (B, K) or None.
+        deepstack: side features (B, K, D), one for each of the model's first layers.
+    """
+
+    features: Tensor
+    index: Tensor
+    labels: Tensor | None
+    deepstack: tuple[Tensor, ...]
+
+
+@dataclass
+class Sequence:
+    """The prompt on its way through the layers: what of it is left, and where the visual tokens are.
+
+    Attributes:
+        visual: (B, K) positions of visual tokens in the sequence, ascending.
+        index: (B, K) their numbers within the clip.
+        labels: (B, K) or None.
+        valid: (B, S) bool or None, False at padding.
+        rotary, position_ids: of the tokens left; None until a layer has been pruned.
+        mask: attention mask of the current stage; made when first needed.
+    """
+
+    visual: Tensor
+    index: Tensor
+    labels: Tensor | None
+    valid: Tensor | None
+    deepstack: tuple[Tensor, ...]
+    length: int
+    rotary: tuple[Tensor, Tensor] | None = None
+    position_ids: Tensor | None = None
+    mask: Any = None
+
+    def keep(self, selection: Selection) -> Tensor:
+        """Shrink to the selection; return the (B, S') positions of the sequence that stay."""
+        batch, count = self.visual.shape
+        alive = torch.ones(batch, self.length, dtype=torch.bool, device=self.visual.device)
+        alive.scatter_(1, self.visual, False).scatter_(1, take(self.visual, selection.keep), True)
+        self.length += selection.keep.shape[1] - count
+        positions = true_indices(alive, self.length)
+        place = alive.long().cumsum(1) - 1
+        self.visual = place.gather(1, take(self.visual, selection.keep))
+        self.index = take(self.index, selection.keep)
+        if self.labels is not None:
+            self.labels = take(self.labels, selection.keep)
+        self.valid = None if self.valid is None else take(self.valid, positions)
+        self.deepstack = tuple(take(side, selection.keep) for side in self.deepstack)
+        return positions
+
+
+@dataclass
+class Prefill:
+    """State of one prefill: made when it begins, dropped when it ends.
+
+    Attributes:
+        seen: tokens of the unpruned prompt.
+        sequence: None at retention 1, where nothing is changed.
+        layout: of the cache being filled.
+    """
+
+    plan: Plan
+    geometry: Geometry
+    batch: int
+    seen: int
+    cache: Cache | None = None
+    sequence: Sequence | None = None
+    layout: CacheLayout | None = None
+    previous_hidden: Tensor | None = None
+
+
+@dataclass
+class Continuation:
+    """State of a forward that goes on from a pruned cache: the masks of its stages."""
+
+    cache: Cache
+    layout: CacheLayout
+    masks: dict[int, Any]
+
+
+class prune:
+    """Prune a model's visual tokens while the context lasts.
+
+    Forward hooks on this one instance do it; they are removed at the end, also after an exception. The model outside
+    the context, and inside it at a retention ratio of 1, computes exactly what it computes without. A cache made
+    inside remembers its layout, so that decoding, a later turn, and copies of the cache go on correctly inside the
+    context.
+
+    Args:
+        model: an unmodified Hugging Face video language model (`...ForConditionalGeneration`).
+        method: what to prune; see `vitcop.methods`.
+        frame_chunk: frames that go through the vision tower at a time.
+        clock: called with "vision", "selection", "prefill" and "step" when such a phase ends.
+
+    Raises:
+        UnsupportedModelError: no adapter for this model.
+        UnsupportedInputError: (inside) inputs, caches or ways to generate that can't be pruned.
+        UnreachableBudgetError: (inside) the method can't meet its retention ratio on this clip.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, *, frame_chunk: int = 32, clock: Clock | None = None) -> None:
+        if frame_chunk < 1:
+            raise ValueError(f"frame_chunk must be at least 1, got {frame_chunk}")
+        self.model: Any = model
+        self.method, self.frame_chunk = method, frame_chunk
+        self.family: Family = family_of(model)
+        self.clock: Clock = clock or (lambda label: None)
+        self.stats = PruneStats()
+        self._signature = inspect.signature(self.family.base.forward)
+        self._active: Prefill | Continuation | None = None
+        self._memo: tuple[tuple[Any, ...], Encoded] | None = None
+        self._visual: dict[str, Any] = {}
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> PruneStats:
+        if id(self.model) in _pruned_models:
+            raise RuntimeError("this model is already being pruned; leave the other context first")
+        _pruned_models.add(id(self.model))
+        base, text, layers = self.family.base, self.family.text, self.family.layers
+        self._handles = [
+            base.register_forward_pre_hook(self._before_base, with_kwargs=True),
+            base.register_forward_hook(self._after_base, always_call=True),
+            text.register_forward_pre_hook(self._before_text, with_kwargs=True),
+        ]
+        for number, layer in enumerate(layers):
+            hook = functools.partial(self._before_layer, number)
+            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        # `generate` encodes pixels by this method of the model before any forward that a hook could see.
+        encode = self.model._prepare_multimodal_encoder_kwargs_for_generation
+        self.model._prepare_multimodal_encoder_kwargs_for_generation = functools.partial(self._before_encoding, encode)
+        return self.stats
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        del self.model._prepare_multimodal_encoder_kwargs_for_generation  # the class's own shows again
+        self._handles, self._active, self._memo, self._visual = [], None, None, {}
+        _pruned_models.discard(id(self.model))
+
+    # -- the whole model --------------------------------------------------------------------------------------------
+
+    def _before_encoding(self, encode: Callable[..., Any], model_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Send the pixels of `generate` on to the forward, where they can be pruned."""
+        names = [name for name in self.family.visual_inputs if model_kwargs.get(name) is not None]
+        visual = {name: model_kwargs[name] for name in names}
+        if self.method.retention_ratio == 1:
+            self._visual = visual
+            return encode(model_kwargs)
+        for name in names:
+            del model_kwargs[name]
+        model_kwargs["mm_encoder_outputs"] = {DEFERRED: visual} if visual else {}
+        return model_kwargs
+
+    def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        inputs = dict(self._signature.bind_partial(*args, **kwargs).arguments)
+        inputs |= inputs.pop("kwargs", {})
+        cache = inputs.get("past_key_values")
+        layout: CacheLayout | None = getattr(cache, ATTRIBUTE, None)
+        if layout is not None:
+            return (), self._continue(inputs, layout)
+        visual = inputs | self._visual_inputs(inputs)
+        if self.family.pixels(visual) is None:
+            return None
+        if cache is not None and cache.get_seq_length():
+            raise UnsupportedInputError("visual inputs after a cached prefix can't be pruned; start from the video")
+        return self._prefill(visual)
+
+    def _visual_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The visual inputs of a forward that `generate` holds back or has encoded."""
+        encoded = inputs.get("mm_encoder_outputs") or {}
+        if DEFERRED in encoded:
+            return encoded[DEFERRED]
+        if encoded and self.method.retention_ratio < 1:
+            raise UnsupportedInputError("encoded features (mm_encoder_outputs) can't be pruned; pass the pixels")
+        return self._visual if encoded else {}
+
+    def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
+        active, self._active = self._active, None
+        if output is None:  # the forward raised
+            return
+        if isinstance(active, Prefill):
+            self._finish(active, output.past_key_values)
+            self.clock("prefill")
+        else:
+            self.clock("step")
+
+    def _prefill(self, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        pixels, ids, mask = self.family.pixels(inputs), inputs.get("input_ids"), inputs.get("attention_mask")
+        if pixels is None or ids is None or inputs.get("inputs_embeds") is not None:
+            raise UnsupportedInputError("pass input_ids together with the pixels; inputs_embeds can't be pruned")
+        geometry = self.family.geometry(inputs)
+        plan = self.method.plan(geometry)
+        state = self._active = Prefill(plan=plan, geometry=geometry, batch=len(ids), seen=ids.shape[1])
+        if self.method.retention_ratio == 1:
+            return None
+        _check_mask(mask)
+        state.cache = inputs.get("past_key_values")
+        if state.cache is None:
+            state.cache = DynamicCache(config=self.family.text_config)
+        check_cache(state.cache)
+        encoded = self._encode(inputs, pixels, state)
+        return (), self._enter(inputs, _repeat(encoded, len(ids)), state)
+
+    def _encode(self, inputs: dict[str, Any], pixels: Tensor, state: Prefill) -> Encoded:
+        """The clip's tokens after the stage before the model; the last clip's are kept for further questions on it."""
+        version = None if pixels.is_inference() else pixels._version
+        key = (pixels, version, self.method)
+        if self._memo is not None and self._memo[0][0] is pixels and self._memo[0][1:] == key[1:]:
+            encoded = self._memo[1]
+            self.clock("vision")
+        else:
+            self._memo = None  # lets go of the last clip before the next one is encoded
+            encoded = self._run_vision(inputs, state)
+            self._memo = (key, encoded)
+        self.clock("selection")
+        return encoded
+
+    def _run_vision(self, inputs: dict[str, Any], state: Prefill) -> Encoded:
+        chunks = self.family.encode(inputs, self.method, self.frame_chunk)
+        if self.method.frame_local:
+            return _concatenate([self._select(chunk, state) for chunk in _timed(chunks, self.clock)])
+        whole = join_frames(list(chunks))
+        self.clock("vision")
+        return self._select(whole, state)
+
+    def _select(self, tokens: VisualTokens, state: Prefill) -> Encoded:
+        selection = self.method.select_frames(tokens, state.plan, state.geometry)
+        flat = tokens.features.flatten(1, 2)
+        plain = replace(selection, features=None)
+        return Encoded(
+            features=apply_selection(selection, flat),
+            index=selection.keep + tokens.first_frame * state.geometry.tokens_per_frame,
+            labels=selection.labels,
+            deepstack=tuple(apply_selection(plain, side.flatten(1, 2)) for side in tokens.deepstack),
+        )
+
+    def _enter(self, inputs: dict[str, Any], encoded: Encoded, state: Prefill) -> dict[str, Any]:
+        """Replace ids and pixels by the embeddings of the tokens that stay, with their original positions."""
+        family, ids, geometry = self.family, inputs["input_ids"], state.geometry
+        batch, length = ids.shape
+        fixed = family.fixed_features(batch, geometry)
+        offsets = family.token_offsets(geometry).to(ids.device)
+        count = len(offsets) + (0 if fixed is None else fixed.shape[1])
+        place = self._places(ids, count)
+        others = torch.ones(count, dtype=torch.bool, device=ids.device).index_fill_(0, offsets, False)
+        fixed_place = place[:, true_indices(others[None], count - len(offsets))[0]]
+        tokens = place[:, offsets]
+        sequence = Sequence(
+            visual=tokens,
+            index=torch.arange(len(offsets), device=ids.device).expand(batch, -1),
+            labels=None,
+            valid=None if (mask := inputs.get("attention_mask")) is None else mask.bool(),
+            deepstack=(),
+            length=length,
+        )
+        positions = sequence.keep(Selection(keep=encoded.index))
+        sequence.labels, sequence.deepstack = encoded.labels, encoded.deepstack
+
+        embeds = self.model.get_input_embeddings()(take(ids, positions))
+        embeds = _put(embeds, sequence.visual, encoded.features)
+        if fixed is not None:
+            embeds = _put(embeds, torch.searchsorted(positions, fixed_place.contiguous()), fixed)
+        position_ids = inputs.get("position_ids")
+        if position_ids is None:
+            position_ids = family.position_ids(inputs)
+        state.sequence = sequence
+        state.layout = CacheLayout(seen=state.seen, next_position=last_position(position_ids, batch) + 1)
+        return self._text_inputs(inputs) | {
+            "inputs_embeds": embeds,
+            "attention_mask": sequence.valid,
+            "position_ids": _slice_positions(position_ids, positions),
+            "past_key_values": state.cache,
+            "use_cache": True,
+        }
+
+    def _places(self, ids: Tensor, count: int) -> Tensor:
+        """(B, count) positions of the visual placeholders, of which each row must have `count`."""
+        mask = self.family.placeholders(ids)
+        right = (mask.sum(dim=1) == count).all()
+        message = (
+            f"every prompt of the batch must hold {count} visual placeholder tokens, one video of equal length each"
+        )
+        if right.device.type == "cpu" and not right:
+            raise UnsupportedInputError(
+                f"{message}; got {mask.sum(dim=1).tolist()}; put other lengths into other batches"
+            )
+        torch._assert_async(right, message)
+        return true_indices(mask, count)
+
+    def _text_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The forward inputs that are neither ids nor anything visual."""
+        dropped = ("input_ids", "pixel_values", "image_", "video_", "mm_", "second_per_grid", "image_sizes")
+        return {name: value for name, value in inputs.items() if not name.startswith(dropped)}
+
+    def _continue(self, inputs: dict[str, Any], layout: CacheLayout) -> dict[str, Any]:
+        """Give a forward from a pruned cache its true new tokens, positions and masks."""
+        cache = inputs["past_key_values"]
+        name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+        tokens, mask, position_ids = inputs[name], inputs.get("attention_mask"), inputs.get("position_ids")
+        batch = tokens.shape[0]
+        _check_mask(mask)
+        layout.check(cache)
+        layout.match_batch(batch)
+        count = layout.new_tokens(tokens.shape[1], mask, position_ids)
+        if position_ids is None:
+            position_ids = layout.next_position[:, None] + torch.arange(count, device=tokens.device)
+        position_ids = position_ids[..., -count:]
+        layout.append(batch, count, None if mask is None else mask[:, -count:].bool(), position_ids)
+        self._active = Continuation(cache, layout, {})
+        return self._text_inputs(inputs) | {
+            name: tokens[:, -count:],
+            "position_ids": position_ids,
+            "attention_mask": layout.valid[0],
+        }
+
+    # -- the language model -----------------------------------------------------------------------------------------
+
+    def _before_text(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if isinstance(self._active, Prefill) and self._active.sequence is None:  # retention 1: only the time is taken
+            self.clock("vision")
+            self.clock("selection")
+
+    def _before_layer(self, layer: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        active = self._active
+        if isinstance(active, Continuation):
+            return self._continue_layer(active, layer, args, kwargs)
+        if active is None or active.sequence is None:
+            return None
+        return self._prefill_layer(active, active.sequence, layer, args, kwargs)
+
+    def _prefill_layer(
+        self, state: Prefill, sequence: Sequence, layer: int, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if 0 < layer <= len(sequence.deepstack):
+            hidden = _add(hidden, sequence.visual, sequence.deepstack[layer - 1])
+        if state.plan.layers.get(layer, sequence.visual.shape[1]) < sequence.visual.shape[1]:
+            hidden = self._prune_layer(state, sequence, layer, hidden, kwargs)
+        assert state.layout is not None
+        state.layout.enter_layer(sequence.length, sequence.valid)
+        needed = self.method.needs_previous_hidden and layer + 1 in state.plan.layers
+        state.previous_hidden = hidden if needed else None
+        if sequence.rotary is None:
+            return self._with_hidden(hidden, args, kwargs)
+        if sequence.mask is None:
+            sequence.mask = (self._mask(hidden, sequence.valid, state.cache, layer),)
+        return self._with_hidden(
+            hidden,
+            args,
+            kwargs
+            | {
+                "attention_mask": sequence.mask[0],
+                "position_embeddings": sequence.rotary,
+                "position_ids": sequence.position_ids,
+            },
+        )
+
+    def _prune_layer(
+        self, state: Prefill, sequence: Sequence, layer: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> Tensor:
+        batch = len(hidden)
+        rotary = sequence.rotary or tuple(part.expand(batch, -1, -1) for part in kwargs["position_embeddings"])
+        position_ids = sequence.position_ids if sequence.rotary is not None else kwargs.get("position_ids")
+        assert state.cache is not None
+        tokens = LayerTokens(
+            family=self.family,
+            layer=layer,
+            hidden=hidden,
+            visual=sequence.visual,
+            index=sequence.index,
+            labels=sequence.labels,
+            previous_keys=state.cache.layers[layer - 1].keys,
+            previous_hidden=state.previous_hidden,
+            valid=sequence.valid,
+            rotary=rotary,
+        )
+        selection = self.method.select_layer(tokens, state.plan, state.geometry)
+        survivors = apply_selection(selection, tokens.features)
+        positions = sequence.keep(selection)
+        sequence.rotary = (take(rotary[0], positions), take(rotary[1], positions))
+        sequence.position_ids = None if position_ids is None else _slice_positions(position_ids, positions)
+        sequence.mask = None
+        hidden = take(hidden, positions)
+        return hidden if selection.merge_into is None else _put(hidden, sequence.visual, survivors)
+
+    def _continue_layer(
+        self, state: Continuation, layer: int, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        stage = state.layout.stage_of_layer[layer]
+        if stage == 0:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if stage not in state.masks:
+            state.masks[stage] = self._mask(hidden, state.layout.valid[stage], state.cache, layer)
+        return args, kwargs | {"attention_mask": state.masks[stage]}
+
+    def _mask(self, hidden: Tensor, valid: Tensor | None, cache: Cache | None, layer: int) -> Any:
+        """The mask that the model's attention implementation takes, for the tokens that this layer's cache holds."""
+        return create_causal_mask(
+            config=self.family.text_config,
+            inputs_embeds=hidden,
+            attention_mask=valid,
+            past_key_values=cache,
+            layer_idx=layer,
+        )
+
+    @staticmethod
+    def _with_hidden(hidden: Tensor, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
+
+    # -- afterwards -------------------------------------------------------------------------------------------------
+
+    def _finish(self, state: Prefill, cache: Cache | None) -> None:
+        family, plan, geometry = self.family, state.plan, state.geometry
+        kept = plan.per_layer(family.num_layers)
+        lengths = (state.seen,) * family.num_layers
+        if state.layout is not None:
+            setattr(cache, ATTRIBUTE, state.layout)
+            lengths = tuple(state.layout.cached[stage] for stage in state.layout.stage_of_layer)
+        stored = 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        self.stats.records.append(
+            PrefillRecord(
+                method=self.method.describe(),
+                batch=state.batch,
+                visual_tokens=geometry.num_tokens,
+                kept_per_layer=kept,
+                stages=plan.stages(),
+                prompt_tokens=lengths[0] - kept[0],
+                kv_bytes=stored // state.batch,
+                macs_vision=family.vision_macs(geometry),
+                macs_language=decoder_macs(family.text_config, lengths),
+            )
+        )
+
+
+def join_frames(chunks: list[VisualTokens]) -> VisualTokens:
+    """One VisualTokens of all frames from those of consecutive chunks."""
+    if len(chunks) == 1:
+        return chunks[0]
+    first = chunks[0]
+    return replace(
+        first,
+        features=torch.cat([chunk.features for chunk in chunks], dim=1),
+        attention=None if first.attention is None else torch.cat([c.attention for c in chunks], dim=1),  # type: ignore[misc]
+        keys=None if first.keys is None else torch.cat([c.keys for c in chunks], dim=1),  # type: ignore[misc]
+        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(c.deepstack for c in chunks), strict=True)),
+    )
+
+
+def _concatenate(parts: list[Encoded]) -> Encoded:
+    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts], dim=1)  # type: ignore[misc]
+    return Encoded(
+        features=torch.cat([part.features for part in parts], dim=1),
+        index=torch.cat([part.index for part in parts], dim=1),
+        labels=labels,
+        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(p.deepstack for p in parts), strict=True)),
+    )
+
+
+def _timed(chunks: Any, clock: Clock) -> Any:
+    for chunk in chunks:
+        clock("vision")
+        yield chunk
+        clock("selection")
+
+
+def _put(tokens: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """Copy of `tokens` (B, S, D) with `values` (B, K, D) at the positions `where` (B, K)."""
+    index = where[..., None].expand(-1, -1, tokens.shape[-1])
+    return tokens.scatter(1, index, values.to(tokens.dtype).expand(*where.shape, -1))
+
+
+def _add(tokens: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    return _put(tokens, where, take(tokens, where) + values.to(tokens.dtype))
+
+
+def _slice_positions(position_ids: Tensor, positions: Tensor) -> Tensor:
+    """Position ids (..., B or 1, S) of the tokens at `positions` (B, S') -> (..., B, S')."""
+    batch, length = positions.shape
+    full = position_ids.expand(*position_ids.shape[:-2], batch, position_ids.shape[-1])
+    return full.gather(-1, positions.expand(*full.shape[:-2], batch, length))
+
+
+def _check_mask(mask: Tensor | None) -> None:
+    if mask is not None and mask.dim() != 2:
+        raise UnsupportedInputError(f"attention_mask must be (batch, tokens), got shape {tuple(mask.shape)}")
+
+
+def _repeat(encoded: Encoded, batch: int) -> Encoded:
+    """Rows for `batch` prompts from those of fewer clips: beams and returned sequences share a clip's tokens."""
+    clips = len(encoded.features)
+    if batch == clips:
+        return encoded
+    if batch % clips:
+        raise UnsupportedInputError(f"{clips} videos for {batch} prompts; each prompt needs one video")
+    repeat = functools.partial(torch.repeat_interleave, repeats=batch // clips, dim=0)
+    return Encoded(
+        features=repeat(encoded.features),
+        index=repeat(encoded.index),
+        labels=None if encoded.labels is None else repeat(encoded.labels),
+        deepstack=tuple(map(repeat, encoded.deepstack)),
+    )

@@ -1,0 +1,76 @@
+"""What a pruning method decides, and the one place where a decision is applied to tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MergeRule = Literal["authors", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of V tokens survive a stage, and where the others go.
+
+    Attributes:
+        keep: (B, K) int64, ascending indices into the V tokens that entered the stage.
+        merge_into: (B, V) int64 or None. Entry j is the slot in `keep` (0 to K - 1) whose token absorbs token j,
+            or -1 when token j takes no part in a merge. A slot's own token must name its slot to be part of the mean.
+        merge: how a slot with a group is filled: "mean" is the mean of the group; "authors" is ViTCoP's published
+            rule, the slot's own token plus the mean of the group.
+        features: (B, K, D) or None. Finished features of the kept tokens, for methods whose merge is no plain mean.
+        labels: (B, K) int64 or None. A label for each kept token that a later stage of the same method needs.
+    """
+
+    keep: Tensor
+    merge_into: Tensor | None = None
+    merge: MergeRule = "mean"
+    features: Tensor | None = None
+    labels: Tensor | None = None
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Gather `tokens` (B, V, ...) at `index` (B, K) along the token axis -> (B, K, ...)."""
+    shape = index.shape + (1,) * (tokens.dim() - 2)
+    return tokens.gather(1, index.view(shape).expand(*index.shape, *tokens.shape[2:]))
+
+
+def apply_selection(selection: Selection, tokens: Tensor) -> Tensor:
+    """Return the K surviving tokens (B, K, D) of `tokens` (B, V, D), merged as the selection says."""
+    if selection.features is not None:
+        return selection.features.to(tokens.dtype)
+    kept = take(tokens, selection.keep)
+    if selection.merge_into is None:
+        return kept
+    return _merge(kept, tokens, selection.merge_into, selection.merge)
+
+
+def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) -> Tensor:
+    batch, slots, dim = kept.shape
+    # Slot `slots` collects the tokens that take no part; it is cut off again.
+    slot = torch.where(merge_into < 0, slots, merge_into)
+    total = torch.zeros(batch, slots + 1, dim, dtype=torch.float32, device=kept.device)
+    total.scatter_add_(1, slot[..., None].expand(-1, -1, dim), tokens.float())
+    count = torch.zeros(batch, slots + 1, dtype=torch.float32, device=kept.device)
+    count.scatter_add_(1, slot, torch.ones_like(slot, dtype=torch.float32))
+    total, count = total[:, :slots], count[:, :slots, None]
+    mean = total / count.clamp(min=1)
+    merged = kept.float() + mean if rule == "authors" else mean
+    return torch.where(count > 0, merged, kept.float()).to(kept.dtype)
+
+
+def top_k_in_order(score: Tensor, count: int) -> Tensor:
+    """Indices (..., count) of the `count` largest scores along the last axis, ascending; ties go to the lower index."""
+    best = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return best.sort(dim=-1).values
+
+
+def true_indices(mask: Tensor, count: int) -> Tensor:
+    """Ascending indices (B, count) of the True entries of `mask` (B, V), each row of which has exactly `count`.
+
+    The count is known on the host, so nothing has to be read back from the device.
+    """
+    return (~mask).to(torch.int8).argsort(dim=-1, stable=True)[..., :count]

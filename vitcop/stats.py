@@ -1,0 +1,54 @@
+"""What a pruned prefill really did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillRecord:
+    """One prefill with visual tokens; counts are for one row of the batch.
+
+    Attributes:
+        method: the method with all its settings.
+        batch: rows.
+        visual_tokens: visual tokens of the clip before pruning.
+        kept_per_layer: visual tokens that each layer of the language model saw.
+        stages: visual tokens left after each stage, by name.
+        prompt_tokens: other tokens of the prompt, padding and separators included.
+        kv_bytes: bytes of keys and values in the cache after the prefill.
+        macs_vision, macs_language: multiply-accumulates of vision tower with projector, and of the language model.
+        notes: what a reader of the numbers should know.
+    """
+
+    method: str
+    batch: int
+    visual_tokens: int
+    kept_per_layer: tuple[int, ...]
+    stages: dict[str, int]
+    prompt_tokens: int
+    kv_bytes: int
+    macs_vision: float
+    macs_language: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def mean_kept(self) -> float:
+        """Visual tokens kept, averaged over layers."""
+        return sum(self.kept_per_layer) / len(self.kept_per_layer)
+
+    @property
+    def retention(self) -> float:
+        """Fraction of visual tokens kept, averaged over layers; what `retention_ratio` asked for."""
+        return self.mean_kept / self.visual_tokens
+
+
+@dataclass
+class PruneStats:
+    """The prefills of one `prune` context, in order."""
+
+    records: list[PrefillRecord] = field(default_factory=list)
+
+    @property
+    def last(self) -> PrefillRecord | None:
+        return self.records[-1] if self.records else None

@@ -1,0 +1,108 @@
+"""What a method gets to look at: the visual tokens before the language model, and inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vitcop.scores import attention_rows
+from vitcop.selection import take
+
+if TYPE_CHECKING:
+    from vitcop.families import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisualTokens:
+    """Visual tokens of B clips as the projector made them; all frames of a clip, or a run of consecutive ones.
+
+    Attributes:
+        features: (B, F, N, D), as the language model would receive them.
+        height, width: token grid of a frame, N = height * width, raster order.
+        attention: (B, F, N) or None. Attention each token's patches get from CLS, or on average from all patches,
+            in the vision layer that feeds the projector, pooled to the token grid.
+        keys: (B, F, N, d) or None. `k_proj` outputs of that layer (heads concatenated), pooled likewise.
+        first_frame: number of the first frame here within the clip.
+        deepstack: side features (B, F, N, D) that the model adds to the hidden states after its layers 0, 1, ...
+    """
+
+    features: Tensor
+    height: int
+    width: int
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+    first_frame: int = 0
+    deepstack: Sequence[Tensor] = ()
+
+    @property
+    def frames(self) -> int:
+        return self.features.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTokens:
+    """The sequence on its way into a layer of the language model, and the K visual tokens in it.
+
+    Attributes:
+        layer: index of the layer about to run.
+        hidden: (B, S, D) its input.
+        visual: (B, K) positions of the visual tokens within S, ascending.
+        index: (B, K) number of each visual token within its clip, before any pruning.
+        labels: (B, K) or None, labels given by an earlier stage.
+        previous_keys: (B, G, S, d_h) rotated keys of the layer before, as cached.
+        previous_hidden: (B, S, D) or None, input of the layer before; there if the method asks for it.
+        valid: (B, S) bool or None, False at padding.
+        rotary: cosine and sine of the tokens' positions, (B, S, d_h) each.
+    """
+
+    family: Family
+    layer: int
+    hidden: Tensor
+    visual: Tensor
+    index: Tensor
+    labels: Tensor | None
+    previous_keys: Tensor
+    previous_hidden: Tensor | None
+    valid: Tensor | None
+    rotary: tuple[Tensor, Tensor]
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """(B, G, K, d_h) cached keys of the visual tokens in the layer before."""
+        heads, dim = self.previous_keys.shape[1], self.previous_keys.shape[3]
+        where = self.visual[:, None, :, None].expand(-1, heads, -1, dim)
+        return self.previous_keys.gather(2, where)
+
+    @cached_property
+    def features(self) -> Tensor:
+        """(B, K, D) hidden states of the visual tokens."""
+        return take(self.hidden, self.visual)
+
+    def attention_to_visual(self, rows: Tensor, *, own_layer: bool) -> Tensor:
+        """Attention that the tokens at `rows` (B, Q) pay to each visual token, softmax over all they may see.
+
+        Only these rows are computed, from the queries and keys of the coming layer (`own_layer`, PyramidDrop) or of
+        the layer before (FastV; needs `previous_hidden`).
+
+        Returns:
+            (B, H, Q, K) float32.
+        """
+        layer = self.layer if own_layer else self.layer - 1
+        hidden = self.hidden if own_layer else self.previous_hidden
+        if hidden is None:
+            raise RuntimeError("the method must set `needs_previous_hidden` to read the layer before")
+        cos, sin = self.rotary
+        queries = self.family.rotated_queries(layer, take(hidden, rows), (take(cos, rows), take(sin, rows)))
+        keys = self.family.rotated_keys(layer, hidden, self.rotary) if own_layer else self.previous_keys
+        position = torch.arange(hidden.shape[1], device=hidden.device)
+        seen = (position <= rows[..., None])[:, None]
+        if self.valid is not None:
+            seen = seen & self.valid[:, None, None, :]
+        attention = attention_rows(queries, keys, self.family.attention_scale(layer), seen)
+        where = self.visual[:, None, None, :].expand(-1, attention.shape[1], attention.shape[2], -1)
+        return attention.gather(3, where)
