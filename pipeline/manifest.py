@@ -1,0 +1,348 @@
+"""Questions from JSONL, Parquet or CSV files, checked in full before anything starts, and grouped into clips.
+
+Columns: `video` (a relative path starts at the manifest's own folder), `question`, and optionally `sample_id`,
+`options`, `answer`, `start` and `end` (seconds). Every other column is carried through to the output untouched.
+In CSV files `options` is a JSON list, and further columns are text.
+"""
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError
+
+_NUMBER = "__number__"
+REQUIRED = ("video", "question")
+SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+INPUT_SCHEMA = pa.schema(
+    {
+        "sample_id": pa.string(),
+        "video": pa.string(),
+        "question": pa.string(),
+        "options": pa.list_(pa.string()),
+        "answer": pa.string(),
+        "start": pa.float64(),
+        "end": pa.float64(),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One question; `index` is its position in the manifest and `path` the video file that `video` means."""
+
+    index: int
+    sample_id: str
+    video: str
+    path: str
+    question: str
+    options: tuple[str, ...] | None = None
+    answer: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """Everything that makes this another question than the next one."""
+        return (self.video, self.start, self.end, self.question, self.options, self.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A span of a video with all the questions about it: decoded once, answered together."""
+
+    path: str
+    start: float | None
+    end: float | None
+    rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The video and its span, to be read by people."""
+        span = "" if self.start is None and self.end is None else f" [{self.start or 0:g}s-{self.end or math.inf:g}s]"
+        return self.path + span
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All questions, with the carried-through columns of the same rows in `extras`."""
+
+    rows: list[Row]
+    extras: pa.Table
+
+    def input_columns(self, rows: Sequence[Row]) -> pa.Table:
+        """The input columns of the output for these rows: the known ones, then the carried-through ones."""
+        columns = {name: [getattr(row, name) for row in rows] for name in INPUT_SCHEMA.names}
+        table = pa.table(columns, schema=INPUT_SCHEMA)
+        carried = self.extras.take(pa.array([row.index for row in rows], pa.int64()))
+        for name in self.extras.column_names:
+            table = table.append_column(self.extras.schema.field(name), carried[name])
+        return table
+
+
+class _File(NamedTuple):
+    """What one manifest file holds."""
+
+    path: Path
+    numbers: Sequence[int]
+    """Where each record stands: its line in JSONL, its row (from 1) elsewhere."""
+    records: list[dict[str, Any]]
+    """The known columns of each row."""
+    extras: pa.Table
+    """The other columns of all rows, after the column `_NUMBER` (a table without columns would have no rows)."""
+
+
+def load_manifest(source: str, *, reserved: Iterable[str] = (), limit: int | None = None) -> Manifest:
+    """Reads and checks every row of a file, a glob or a folder of shards.
+
+    Args:
+        reserved: column names that the output writes itself, so that the manifest can't carry them.
+        limit: only the first so many rows.
+
+    Raises:
+        ConfigError: the first thing that is wrong, with its file, row and value.
+    """
+    files = [_READERS[path.suffix](path) for path in find_files(source)]
+    for file in files:
+        _check_columns(file, set(reserved))
+    places = [
+        (file, number, record) for file in files for number, record in zip(file.numbers, file.records, strict=True)
+    ]
+    if not places:
+        raise ConfigError(f"{source}: the manifest has no rows")
+    rows: list[Row] = []
+    seen: dict[str, str] = {}
+    copies: Counter[str] = Counter()
+    for index, (file, number, record) in enumerate(places[:limit]):
+        where = f"{file.path}, row {number}"
+        row = _read_row(index, record, file.path.parent, where)
+        if not row.sample_id:
+            row = replace(row, sample_id=_content_id(row, copies))
+        if row.sample_id in seen:
+            raise ConfigError(f"{where}: sample_id {row.sample_id!r} is already used by {seen[row.sample_id]}")
+        seen[row.sample_id] = where
+        rows.append(row)
+    return Manifest(rows, _join_extras(source, files).slice(0, len(rows)))
+
+
+def find_files(source: str) -> list[Path]:
+    """The manifest files that `source` means, in order of their names.
+
+    Raises:
+        ConfigError: there is none, or a file of another kind is named.
+    """
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    elif path.exists():
+        files = [path]
+    else:
+        files = sorted(Path(match) for match in glob.glob(source))  # noqa: PTH207 (a Path does not expand absolute patterns)
+    if not files:
+        raise ConfigError(f"{source}: no manifest there; give a {', '.join(SUFFIXES)} file, a folder or a glob of them")
+    for file in files:
+        if file.suffix not in SUFFIXES or not file.is_file():
+            raise ConfigError(f"{file}: not a manifest; give a {', '.join(SUFFIXES)} file")
+    return files
+
+
+def group_clips(rows: Iterable[Row]) -> list[Clip]:
+    """Clips in the order of their first question, each with all its questions."""
+    groups: dict[tuple[str, float | None, float | None], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.path, row.start, row.end), []).append(row)
+    return [Clip(*key, tuple(group)) for key, group in groups.items()]
+
+
+def cut_shards(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
+    """Runs of clips with at least `size` questions together (the last may have fewer)."""
+    shard: list[Clip] = []
+    for clip in clips:
+        shard.append(clip)
+        if sum(len(clip.rows) for clip in shard) >= size:
+            yield shard
+            shard = []
+    if shard:
+        yield shard
+
+
+def _read_row(index: int, record: Mapping[str, Any], folder: Path, where: str) -> Row:
+    """Checks the known columns of one row; a row without `sample_id` gets an empty one."""
+    video = _text(record, "video", where)
+    question = _text(record, "question", where)
+    for name, value in (("video", video), ("question", question)):
+        if not (value and value.strip()):
+            raise ConfigError(f"{where}: {name} is {value!r}; it must be a text that is not empty")
+    start, end = (_seconds(record, name, where) for name in ("start", "end"))
+    if end is not None and end <= (start or 0.0):
+        raise ConfigError(f"{where}: end is {end:g}, not after start, {start or 0.0:g}")
+    return Row(
+        index=index,
+        sample_id=_text(record, "sample_id", where) or "",
+        video=str(video),
+        path=str(folder.absolute() / str(video)),
+        question=str(question),
+        options=_options(record.get("options"), where),
+        answer=_text(record, "answer", where),
+        start=start,
+        end=end,
+    )
+
+
+def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
+    """Text as it is; a whole number as its digits, since ids and answers are often written so."""
+    value = record.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ConfigError(f"{where}: {name} is {value!r}; it must be a text")
+
+
+def _seconds(record: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = record.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise ConfigError(f"{where}: {name} is {value!r}; it must be a number of seconds, 0 or more")
+    return seconds
+
+
+def _options(value: Any, where: str) -> tuple[str, ...] | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{where}: options is {value!r}, not a JSON list ({error})") from error
+    if not isinstance(value, list) or len(value) < 2:
+        raise ConfigError(f"{where}: options is {value!r}; it must be a list of at least two texts")
+    texts = [_text({"options": option}, "options", where) for option in value]
+    if not all(text and text.strip() for text in texts):
+        raise ConfigError(f"{where}: options is {value!r}; no option may be empty")
+    return tuple(str(text) for text in texts)
+
+
+def _content_id(row: Row, copies: Counter[str]) -> str:
+    """An id that stays the same wherever the row stands; equal rows are told apart by a number."""
+    digest = hashlib.sha256(json.dumps(row.content).encode()).hexdigest()[:16]
+    copies[digest] += 1
+    return digest if copies[digest] == 1 else f"{digest}-{copies[digest]}"
+
+
+def _check_columns(file: _File, reserved: set[str]) -> None:
+    present = set().union(*file.records) if file.records else set(REQUIRED)
+    for name in REQUIRED:
+        if name not in present:
+            known = ", ".join([*sorted(present), *file.extras.column_names[1:]])
+            raise ConfigError(f"{file.path}: there is no column {name!r}; the columns are {known}")
+    for name in file.extras.column_names[1:]:
+        if name in reserved:
+            raise ConfigError(f"{file.path}: column {name!r} is one that the output writes; rename it")
+
+
+def _join_extras(source: str, files: Sequence[_File]) -> pa.Table:
+    """The carried-through columns of all files under one schema; a column without any value is text."""
+    try:
+        table = pa.concat_tables([file.extras for file in files], promote_options="permissive")
+    except pa.ArrowTypeError as error:
+        raise ConfigError(f"{source}: the files disagree on the type of a column: {error}") from error
+    schema = pa.schema(
+        [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
+    )
+    return table.cast(schema).combine_chunks().drop_columns(_NUMBER)
+
+
+def _read_parquet(path: Path) -> _File:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{path}: not readable as Parquet: {error}") from error
+    known = [name for name in table.column_names if name in INPUT_SCHEMA.names]
+    records = table.select(known).to_pylist()
+    numbers = range(1, len(records) + 1)
+    extras = table.drop_columns(known).replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
+    return _File(path, numbers, records, extras)
+
+
+def _read_jsonl(path: Path) -> _File:
+    numbers, records = [], []
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line.strip():
+            numbers.append(number)
+            records.append(_parse_json_object(line, f"{path}, row {number}"))
+    return _split(path, numbers, records)
+
+
+def _parse_json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: not JSON ({error}): {line[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a JSON object, got {line[:80]!r}")
+    return value
+
+
+def _read_csv(path: Path) -> _File:
+    reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
+    records = []
+    try:
+        repeated = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+        if repeated:
+            raise ConfigError(f"{path}: column {repeated[0]!r} stands twice in the header")
+        for number, record in enumerate(reader, start=1):
+            if None in record or None in record.values():
+                raise ConfigError(f"{path}, row {number}: expected {len(reader.fieldnames or ())} fields: {record!r}")
+            records.append(
+                {key: value or None if key in INPUT_SCHEMA.names else value for key, value in record.items()}
+            )
+    except csv.Error as error:
+        raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+    return _split(path, range(1, len(records) + 1), records)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as text: {error}") from error
+
+
+def _split(path: Path, numbers: Sequence[int], records: list[dict[str, Any]]) -> _File:
+    """Takes the carried-through columns out of the records and into a table."""
+    names = dict.fromkeys(name for record in records for name in record if name not in INPUT_SCHEMA.names)
+    columns = {_NUMBER: pa.array(numbers, pa.int64())}
+    for name in names:
+        values = [record.pop(name, None) for record in records]
+        columns[name] = _to_array(name, values, path, numbers)
+    return _File(path, numbers, records, pa.table(columns))
+
+
+def _to_array(name: str, values: list[Any], path: Path, numbers: Sequence[int]) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        kinds = {type(value): number for value, number in zip(values, numbers, strict=True) if value is not None}
+        seen = ", ".join(f"{kind.__name__} (row {number})" for kind, number in kinds.items())
+        raise ConfigError(f"{path}: column {name!r} mixes types: {seen}; {error}") from error
+
+
+_READERS = {".jsonl": _read_jsonl, ".parquet": _read_parquet, ".csv": _read_csv}

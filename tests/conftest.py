@@ -1,0 +1,15 @@
+"""One local Ray for all tests that need it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray instance in which the engine finds 2 CPUs and no GPU."""
+    import ray
+
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
