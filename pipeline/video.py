@@ -1,29 +1,31 @@
 """Exact frames of a video file at the model's size.
 
-Frame i is the i-th frame that a player shows, with its own presentation time. Two decoders give the same frames: PyAV,
-which reads every file, and decord, which is used where its seeking is known to be right. Run as a program:
+Frame i is the i-th frame that a player shows, with its own presentation time. As a program this writes the frames, or a
+contact sheet of them, and prints one line of JSON:
 
     python -m pipeline.video clip.mp4 --num-frames 8 --out frames.npz
 """
 
+import argparse
+import json
+import math
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
-from pipeline.container import FrameIndex, Orientation, VideoError, VideoInfo, decode_packet, demux, open_video, probe
+from pipeline.container import VideoError, VideoInfo, probe
+from pipeline.decoders import DecordError, Pictures, Resizer, read_with_decord, read_with_pyav
 from pipeline.sampling import Sampling, sample_indices
 
 __all__ = ["DecodedVideo", "Sampling", "VideoError", "VideoInfo", "decode", "probe", "sample_indices"]
 
 Decoder = Literal["auto", "decord", "pyav"]
 Size = tuple[int, int] | Callable[[int, int], tuple[int, int]]
-_EARLIER_KEYFRAMES = 2  # how far a second attempt goes back when frames are not decodable from their own keyframe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +67,12 @@ def decode(
 ) -> DecodedVideo:
     """Decode the sampled frames of a file.
 
-    A damaged video yields the frames that are whole: a frame that the decoder reports as damaged, or that depends on
-    such a frame, is left out and listed in `lost`.
+    A damaged video yields the frames that are whole; the others are listed in `lost`.
 
     Args:
         size: (height, width) of the frames; or a function of the upright source's (height, width) that gives it; or
             None for the source's own size. Frames are resized (bicubic) one by one as they are decoded.
-        decoder: "auto" takes decord where it is exact and the file is whole, PyAV otherwise.
+        decoder: "auto" takes decord for files on which it is exact, and PyAV for the others and when decord fails.
 
     Raises:
         VideoError: the file cannot be used, or fewer than `sampling.min_frames` of its frames are whole.
@@ -79,21 +80,15 @@ def decode(
     info = probe(path)
     indices, requested = sample_indices(info, sampling)
     height, width = size(info.height, info.width) if callable(size) else size or (info.height, info.width)
-    used, pictures = decoder, None
-    if decoder == "decord" or (decoder == "auto" and info.decord_exact):
-        used, pictures = "decord", _decode_with_decord(info, indices, height, width)
-    if pictures is None:
-        if decoder == "decord":
-            raise VideoError("unreadable", f"{info.path}: decord finds damage in it; use --decoder pyav or auto")
-        used, pictures = "pyav", _decode_with_pyav(info, indices, height, width)
-    got = np.array([index for index in indices if index in pictures], dtype=np.int64)
+    pictures, used = _read(info, indices, Resizer(info.orientation, height, width), decoder)
+    got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
         raise VideoError(
             "too_few_frames",
             f"{info.path}: {len(got)} of {len(indices)} sampled frames are whole, min_frames={sampling.min_frames}",
         )
     return DecodedVideo(
-        frames=np.stack([pictures[index] for index in got]),
+        frames=np.stack([pictures[index] for index in got.tolist()]),
         indices=got,
         timestamps=info.timestamps[got],
         fps=info.fps,
@@ -102,143 +97,121 @@ def decode(
         codec=info.codec,
         decoder=used,
         requested_frames=requested,
-        lost=tuple(int(index) for index in indices if index not in pictures),
+        lost=tuple(index for index in indices.tolist() if index not in pictures),
         truncated=info.truncated,
     )
 
 
-def _decode_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> dict[int, np.ndarray]:
-    """The whole frames among `indices`, each decoded from the nearest keyframe before it."""
-    rows = np.flatnonzero(info.index.shown)[indices]
-    convert = _Converter(info.orientation, height, width)
-    pictures: dict[int, np.ndarray] = {}
-    for start, members in _by_keyframe(info.index, rows):
-        pictures |= _decode_rows(info, members, start, convert)
-    frame_of_row = dict(zip(rows.tolist(), indices.tolist(), strict=True))
-    return {frame_of_row[row]: picture for row, picture in pictures.items()}
+def _read(info: VideoInfo, indices: np.ndarray, resize: Resizer, decoder: Decoder) -> tuple[Pictures, str]:
+    """Pictures by frame index, and the decoder that made them."""
+    if decoder == "decord" or (decoder == "auto" and info.decord_exact):
+        try:
+            return read_with_decord(info, indices, resize), "decord"
+        except DecordError as error:
+            if decoder == "decord":
+                raise VideoError("unreadable", f"{info.path}: {error}; decode it with pyav or auto") from error
+    return read_with_pyav(info, indices, resize), "pyav"
 
 
-def _by_keyframe(index: FrameIndex, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Group rows by the last keyframe that is shown no later than they are.
+def save_contact_sheet(decoded: DecodedVideo, out: Path) -> None:
+    """Write all frames as one picture, in a grid about as wide as high, each with its index and time below it."""
+    from PIL import Image, ImageDraw
 
-    The frames that follow a keyframe in decoding order but are shown before it (an open group of pictures) need the
-    keyframe before; going by presentation time takes care of that.
-    """
-    if index.counted or not len(index.keyframes):
-        yield 0, rows
-        return
-    by_time = np.argsort(index.keyframes[:, 1], kind="stable")
-    place = np.searchsorted(index.keyframes[by_time, 1], index.pts[rows], side="right") - 1
-    starts = np.where(place < 0, 0, by_time[place])
-    for start in np.unique(starts):
-        yield int(start), rows[starts == start]
-
-
-def _decode_rows(info: VideoInfo, rows: np.ndarray, start: int, convert: "_Converter") -> dict[int, np.ndarray]:
-    """Decode rows of the index from keyframe `start`; from an earlier one when that is not enough."""
-    pictures, damaged = _decode_run(info, rows, start, convert)
-    if start and len(pictures) < len(rows):
-        # The keyframe may be no real entry point (some muxers mark too many, some streams recover gradually).
-        pictures, damaged = _decode_run(info, rows, max(0, start - _EARLIER_KEYFRAMES), convert)
-    if start and len(pictures) < len(rows) and not damaged:
-        pictures, damaged = _decode_run(info, rows, 0, convert)
-    return pictures
+    count, height, width = decoded.frames.shape[:3]
+    caption = 14  # pixels
+    columns = max(1, min(count, round(math.sqrt(count * (height + caption) / width))))
+    rows = math.ceil(count / columns)
+    sheet = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (frame, index, seconds) in enumerate(
+        zip(decoded.frames, decoded.indices, decoded.timestamps, strict=True)
+    ):
+        left, top = place % columns * width, place // columns * (height + caption)
+        sheet.paste(Image.fromarray(frame), (left, top))
+        draw.text((left + 2, top + height + 1), f"{index}  {seconds:.2f} s", fill="black")
+    sheet.save(out)
 
 
-def _decode_run(
-    info: VideoInfo, rows: np.ndarray, start: int, convert: "_Converter"
-) -> tuple[dict[int, np.ndarray], bool]:
-    """Decode from one keyframe on until all of `rows` are settled.
-
-    Returns:
-        The whole pictures by row, and whether damage was met on the way.
-    """
-    index = info.index
-    wanted = set(rows.tolist())
-    # Everything decoded up to the last wanted frame must have come out before that frame can be called whole.
-    end = index.pts[index.order <= index.order[rows].max()].max()
-    pictures: dict[int, np.ndarray] = {}
-    bad = set(index.corrupt)
-    container, stream = open_video(info.path)
-    with container:
-        if start > 0:
-            container.seek(int(index.keyframes[start, 2]), stream=stream)
-        for row, frame in _rows_of_frames(index, container, stream, bad):
-            if frame.is_corrupt:
-                bad.add(int(index.order[row]))
-            elif row in wanted:
-                pictures[row] = convert(frame)
-            if index.pts[row] >= end:
-                break
-    spoilt = _spoilt(index, bad)
-    return {row: picture for row, picture in pictures.items() if not spoilt[row]}, bool(bad)
-
-
-def _rows_of_frames(
-    index: FrameIndex, container: av.container.InputContainer, stream: av.VideoStream, bad: set[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decoded frames with their row in the index; the places of packets that fail to decode go into `bad`."""
-    count = 0
-    for packet in demux(container, stream):
-        frames = decode_packet(packet)
-        if frames is None:
-            row = count if index.counted else _row_at(index, packet.pts)
-            bad.update([] if row is None or row >= len(index.order) else [int(index.order[row])])
-        for frame in frames or ():
-            row = count if index.counted else _row_at(index, frame.pts)
-            count += 1
-            if row is not None:
-                yield row, frame
-
-
-def _row_at(index: FrameIndex, pts: int | None) -> int | None:
-    if pts is None:
-        return None
-    row = int(np.searchsorted(index.pts, pts))
-    return row if row < len(index.pts) and index.pts[row] == pts else None
-
-
-def _spoilt(index: FrameIndex, bad: set[int]) -> np.ndarray:
-    """(P,) bool: the row is damaged, or may refer to a damaged one.
-
-    Damage spreads in decoding order to the end of its group of pictures, and into the frames of the next group that are
-    shown before that group's keyframe. A decoder conceals damage and flags only the frame it struck.
-    """
-    first_bad: dict[int, int] = {}
-    key_places = index.keyframes[:, 0]
-    for place in sorted(bad, reverse=True):
-        first_bad[int(np.searchsorted(key_places, place, side="right")) - 1] = place
-    group = np.searchsorted(key_places, index.order, side="right") - 1
-    never = len(index.order)
-    struck = np.array([first_bad.get(g, never) for g in range(-1, len(key_places))])
-    spoilt = index.order >= struck[group + 1]
-    if len(key_places):
-        leading = (group >= 0) & (index.pts < index.keyframes[group, 1])
-        spoilt |= leading & (struck[group] < never)
-    return spoilt
-
-
-class _Converter:
-    """Turns decoded frames into upright RGB pictures (height, width, 3) of one size, with one scaler for all."""
-
-    def __init__(self, orientation: Orientation, height: int, width: int) -> None:
-        self.orientation = orientation
-        self.height, self.width = orientation.size(height, width)
-        self.scaler = VideoReformatter()
-
-    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        scaled = self.scaler.reformat(frame, self.width, self.height, "rgb24", interpolation=Interpolation.BICUBIC)
-        return np.ascontiguousarray(self.orientation.apply(scaled.to_ndarray()))
-
-
-def _decode_with_decord(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> dict[int, np.ndarray] | None:
-    """The frames at `indices`, or None when decord meets damage in the file."""
-    import decord
-
-    decord.logging.set_level(decord.logging.QUIET)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, 1 after one line on stderr when the file or a setting is no good."""
+    options = _parser().parse_args(arguments)
     try:
-        reader = decord.VideoReader(str(Path(info.path).absolute()), width=width, height=height, num_threads=1)
-        frames = reader.get_batch(indices.tolist()).asnumpy()
-    except decord.DECORDError:
-        return None
-    return dict(zip(indices.tolist(), frames, strict=True))
+        line = _run(options)
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps(line))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> dict[str, object]:
+    """Decode, write the output file, and describe what was decoded."""
+    sampling = Sampling(
+        num_frames=8 if options.num_frames is None and options.fps is None else options.num_frames,
+        fps=options.fps,
+        max_frames=options.max_frames,
+        start=options.start,
+        end=options.end,
+        min_frames=options.min_frames,
+    )
+    decoded = decode(options.file, sampling, options.size, options.decoder)
+    if options.out is not None:
+        _write(decoded, options.out)
+    return {
+        "video": options.file,
+        "codec": decoded.codec,
+        "frames": decoded.total_frames,
+        "fps": decoded.fps,
+        "duration": decoded.duration,
+        "decoder": decoded.decoder,
+        "size": list(decoded.frames.shape[1:3]),
+        "requested_frames": decoded.requested_frames,
+        "indices": decoded.indices.tolist(),
+        "timestamps": decoded.timestamps.round(6).tolist(),
+        "lost": list(decoded.lost),
+        "truncated": decoded.truncated,
+        "out": None if options.out is None else str(options.out),
+    }
+
+
+def _write(decoded: DecodedVideo, out: Path) -> None:
+    if out.suffix == ".npz":
+        np.savez(out, frames=decoded.frames, indices=decoded.indices, timestamps=decoded.timestamps)
+    else:
+        save_contact_sheet(decoded, out)
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".npz", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .npz (frames) or .png (contact sheet)")
+    return path
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Reads `HEIGHTxWIDTH`, or one number for a square."""
+    numbers = text.lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH in pixels, such as 384x384")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.video", description=__doc__.split("\n\n")[0])
+    parser.add_argument("file", help="video file")
+    parser.add_argument("--num-frames", type=int, metavar="N", help="N frames spread evenly (default: 8)")
+    parser.add_argument("--fps", type=float, metavar="F", help="F frames per second of the video, instead of N frames")
+    parser.add_argument("--max-frames", type=int, metavar="N", help="never more than N frames, thinned evenly")
+    parser.add_argument("--min-frames", type=int, metavar="N", default=1, help="fail below N whole frames (default: 1)")
+    parser.add_argument("--start", type=float, metavar="S", help="first second of the span, on the file's own clock")
+    parser.add_argument("--end", type=float, metavar="S", help="last second of the span")
+    parser.add_argument("--size", type=_size, metavar="HxW", help="size of the frames (default: the video's own)")
+    parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--out", type=_output, metavar="FILE", help="X.npz: frames, indices, timestamps; X.png: a sheet"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
