@@ -25,13 +25,20 @@ class CacheLayout:
         cached: for each stage, the tokens in the cache.
         seen: tokens of the unpruned sequence so far.
         next_position: (B,) position of the next token.
+        position_shift: (B,) how far the caller's positions are ahead of this cache's; None if they agree.
     """
 
     next_position: Tensor
     seen: int
+    position_shift: Tensor | None = None
     stage_of_layer: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     valid: list[Tensor | None] = field(default_factory=list)
+
+    def shift_positions(self, next_position: Tensor) -> None:
+        """Go on at `next_position` (B,), whatever positions the caller counts."""
+        self.position_shift = self.next_position - next_position
+        self.next_position = next_position
 
     def enter_layer(self, length: int, valid: Tensor | None) -> None:
         """Note, in order of layers during the prefill, that the next layer caches `length` tokens."""
@@ -59,6 +66,8 @@ class CacheLayout:
             raise UnsupportedInputError(f"the cache was pruned for {rows} rows, the input has {batch}")
         repeats = batch // rows
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
+        if self.position_shift is not None:
+            self.position_shift = self.position_shift.repeat_interleave(repeats, dim=0)
         self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
 
     def new_tokens(self, passed: int, mask: Tensor | None, position_ids: Tensor | None) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from vitcop.stats import PrefillRecord, PruneStats
 from vitcop.tokens import LayerTokens, VisualTokens
 
 Clock = Callable[[str], None]
+Positions = Literal["original", "compact"]
 
 DEFERRED = "vitcop_pixels"
 """Key under which pixels travel through `generate`, which otherwise encodes them before the model is called."""
@@ -129,6 +131,10 @@ class prune:
         model: an unmodified Hugging Face video language model (`...ForConditionalGeneration`).
         method: what to prune; see `vitcop.methods`.
         frame_chunk: frames that go through the vision tower at a time.
+        token_chunk: tokens that go through a language model MLP at a time.
+        positions: "original" keeps every token's place in the unpruned sequence; "compact" numbers the tokens that
+            enter the language model from 0, for clips whose unpruned length is beyond the trained context. Needs
+            one-dimensional positions (no M-RoPE).
         clock: called with "vision", "selection", "prefill" and "step" when such a phase ends.
 
     Raises:
@@ -137,11 +143,22 @@ class prune:
         UnreachableBudgetError: (inside) the method can't meet its retention ratio on this clip.
     """
 
-    def __init__(self, model: nn.Module, method: Method, *, frame_chunk: int = 32, clock: Clock | None = None) -> None:
-        if frame_chunk < 1:
-            raise ValueError(f"frame_chunk must be at least 1, got {frame_chunk}")
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        *,
+        frame_chunk: int = 16,
+        token_chunk: int = 4096,
+        positions: Positions = "original",
+        clock: Clock | None = None,
+    ) -> None:
+        if frame_chunk < 1 or token_chunk < 1:
+            raise ValueError(f"frame_chunk and token_chunk must be at least 1, got {frame_chunk} and {token_chunk}")
+        if positions not in ("original", "compact"):
+            raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}")
         self.model: Any = model
-        self.method, self.frame_chunk = method, frame_chunk
+        self.method, self.frame_chunk, self.token_chunk, self.positions = method, frame_chunk, token_chunk, positions
         self.family: Family = family_of(model)
         self.clock: Clock = clock or (lambda label: None)
         self.stats = PruneStats()
@@ -164,6 +181,8 @@ class prune:
         for number, layer in enumerate(layers):
             hook = functools.partial(self._before_layer, number)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            if self.method.retention_ratio < 1:
+                layer.mlp = TokenChunks(layer.mlp, self.token_chunk)
         # `generate` encodes pixels by this method of the model before any forward that a hook could see.
         encode = self.model._prepare_multimodal_encoder_kwargs_for_generation
         self.model._prepare_multimodal_encoder_kwargs_for_generation = functools.partial(self._before_encoding, encode)
@@ -174,6 +193,9 @@ class prune:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        for layer in self.family.layers:
+            if isinstance(layer.mlp, TokenChunks):
+                layer.mlp = layer.mlp.mlp
         del self.model._prepare_multimodal_encoder_kwargs_for_generation  # the class's own shows again
         self._handles, self._active, self._memo, self._visual = [], None, None, {}
         _pruned_models.discard(id(self.model))
@@ -304,15 +326,31 @@ class prune:
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
+        next_position = last_position(position_ids, batch) + 1
+        position_ids = _slice_positions(position_ids, positions)
         state.sequence = sequence
-        state.layout = CacheLayout(seen=state.seen, next_position=last_position(position_ids, batch) + 1)
+        state.layout = CacheLayout(seen=state.seen, next_position=next_position)
+        if self.positions == "compact":
+            position_ids = _compact(position_ids, sequence.valid)
+            state.layout.shift_positions(last_position(position_ids, batch) + 1)
+        elif position_ids.dim() == 2:
+            self._warn_beyond_context(length)
         return self._text_inputs(inputs) | {
             "inputs_embeds": embeds,
             "attention_mask": sequence.valid,
-            "position_ids": _slice_positions(position_ids, positions),
+            "position_ids": position_ids,
             "past_key_values": state.cache,
             "use_cache": True,
         }
+
+    def _warn_beyond_context(self, length: int) -> None:
+        limit = self.family.text_config.max_position_embeddings
+        if length > limit:
+            warnings.warn(
+                f"the unpruned prompt has {length} tokens, the model was trained on positions up to {limit}; "
+                "positions are kept as they are (prune(..., positions='compact') numbers the kept tokens anew)",
+                stacklevel=2,
+            )
 
     def _places(self, ids: Tensor, count: int) -> Tensor:
         """(B, count) positions of the visual placeholders, of which each row must have `count`."""
@@ -342,6 +380,8 @@ class prune:
         _check_mask(mask)
         layout.check(cache)
         layout.match_batch(batch)
+        if position_ids is not None and layout.position_shift is not None:
+            position_ids = position_ids - layout.position_shift[:, None]
         count = layout.new_tokens(tokens.shape[1], mask, position_ids)
         if position_ids is None:
             position_ids = layout.next_position[:, None] + torch.arange(count, device=tokens.device)
@@ -474,6 +514,23 @@ class prune:
         )
 
 
+class TokenChunks(nn.Module):
+    """Runs an MLP on a few tokens at a time, so that its wide intermediate activations never exist for all of them."""
+
+    def __init__(self, mlp: nn.Module, tokens: int) -> None:
+        super().__init__()
+        self.mlp, self.tokens = mlp, tokens
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if hidden.shape[1] <= self.tokens:
+            return self.mlp(hidden)
+        output = torch.empty_like(hidden)
+        for start in range(0, hidden.shape[1], self.tokens):
+            part = slice(start, start + self.tokens)
+            output[:, part] = self.mlp(hidden[:, part])
+        return output
+
+
 def join_frames(chunks: list[VisualTokens]) -> VisualTokens:
     """One VisualTokens of all frames from those of consecutive chunks."""
     if len(chunks) == 1:
@@ -525,6 +582,15 @@ def _slice_positions(position_ids: Tensor, positions: Tensor) -> Tensor:
 def _check_mask(mask: Tensor | None) -> None:
     if mask is not None and mask.dim() != 2:
         raise UnsupportedInputError(f"attention_mask must be (batch, tokens), got shape {tuple(mask.shape)}")
+
+
+def _compact(position_ids: Tensor, valid: Tensor | None) -> Tensor:
+    """Positions (B, S) of the same tokens, numbered from 0; padding counts for nothing."""
+    if position_ids.dim() != 2:
+        raise UnsupportedInputError("positions='compact' needs one-dimensional positions; this model uses M-RoPE")
+    if valid is None:
+        return torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
+    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _repeat(encoded: Encoded, batch: int) -> Encoded:

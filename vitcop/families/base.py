@@ -38,7 +38,7 @@ class Family(ABC):
     visual_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos")
     """Forward inputs that the vision side reads."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         # Typed loosely: what a family's modules are called is known to its adapter, not to the type checker.
         self.model: Any = model
         self.config: Any = model.config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -33,7 +32,7 @@ class LlavaOnevision(Family):
     def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
         if inputs.get("pixel_values") is not None:
             raise UnsupportedInputError(
-                "images of LLaVA-OneVision (any-resolution tiles) can't be pruned; pass a picture as a video of one frame"
+                "images of LLaVA-OneVision (any-resolution tiles) can't be pruned; pass a picture as a one-frame video"
             )
         return inputs.get("pixel_values_videos")
 
@@ -54,8 +53,8 @@ class LlavaOnevision(Family):
         wanted = method.needs_vision_attention or method.needs_vision_keys
         for first in range(0, geometry.frames, frame_chunk):
             chunk = pixels[:, first : first + frame_chunk]
-            capture = Capture(queries=attention.q_proj, keys=attention.k_proj) if wanted else nullcontext({})
-            with capture as captured:
+            modules = {"queries": attention.q_proj, "keys": attention.k_proj} if wanted else {}
+            with Capture(**modules) as captured:
                 output = self.base.get_video_features(chunk, return_dict=True).pooler_output
             features = output[:, :-1].unflatten(1, (chunk.shape[1], -1))  # the last one is the newline
             batch = len(pixels)
