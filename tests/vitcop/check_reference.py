@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.vitcop.reference_checks import Check, load_cases
+from tests.vitcop.reference_checks import Check, before_model, load_cases
 from tests.vitcop.reference_checks.vitcop_stages import vitcop
 
-CHECKS: dict[str, Check] = {"vitcop_vectors": vitcop}
+CHECKS: dict[str, Check] = {"vitcop_vectors": vitcop} | before_model.CHECKS
 
 
 def find_check(path: Path) -> Check:

@@ -1,12 +1,17 @@
-"""The pruning methods. A new one is a file here and a line in `METHODS`."""
+"""The pruning methods. A new one is a file here and a line below that imports its class under its own name."""
 
 from __future__ import annotations
 
-from vitcop.methods.base import Method
-from vitcop.methods.random import Random
-from vitcop.methods.vitcop import ViTCoP
+from vitcop.methods.base import Method as Method
+from vitcop.methods.evs import EVS as EVS
+from vitcop.methods.random import Random as Random
+from vitcop.methods.vitcop import ViTCoP as ViTCoP
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (ViTCoP, Random)}
+METHODS: dict[str, type[Method]] = {
+    value.name: value
+    for value in list(globals().values())
+    if isinstance(value, type) and issubclass(value, Method) and value is not Method
+}
 
 
 def get_method(name: str) -> type[Method]:
@@ -18,6 +23,3 @@ def get_method(name: str) -> type[Method]:
     if name not in METHODS:
         raise ValueError(f"unknown pruning method {name!r}; known are {', '.join(sorted(METHODS))}")
     return METHODS[name]
-
-
-__all__ = ["METHODS", "Method", "Random", "ViTCoP", "get_method"]

@@ -1,0 +1,49 @@
+"""Token counts a frame, and exact totals, for methods that choose before the language model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcop.selection import Selection, true_indices
+
+
+def even_quotas(count: int, frames: int, device: torch.device, first: int = 0, end: int | None = None) -> Tensor:
+    """Tokens (end - first,) of the frames [first, end) when `count` tokens are spread evenly over `frames` frames."""
+    edges = torch.arange(first, (frames if end is None else end) + 1, device=device) * count // frames
+    return edges.diff()
+
+
+def even_quota_sum(count: int, frames: int, first: int, end: int) -> int:
+    """What `even_quotas` adds up to, without asking the device."""
+    return end * count // frames - first * count // frames
+
+
+def rank(score: Tensor) -> Tensor:
+    """Place (..., n) of each entry along the last axis by falling score, from 0; ties go to the lower index."""
+    order = score.argsort(dim=-1, descending=True, stable=True)
+    place = torch.arange(score.shape[-1], device=score.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, place)
+
+
+def best_of_frame(score: Tensor, quota: Tensor | int) -> Tensor:
+    """Mask (B, F, N) of each frame's `quota` (B, F) tokens of highest score (B, F, N)."""
+    return rank(score) < (quota[..., None] if isinstance(quota, Tensor) else quota)
+
+
+def meet_count(mask: Tensor, score: Tensor, count: int) -> Tensor:
+    """Change as little of `mask` (B, V) as makes exactly `count` entries True.
+
+    Where too many are True, those of lowest score (B, V) are dropped; where too few, those of highest score are added.
+    """
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, (~mask.gather(1, order)).to(torch.int8).argsort(dim=1, stable=True))
+    return torch.zeros_like(mask).scatter_(1, order[:, :count], True)
+
+
+def keep_mask(mask: Tensor, count: int, features: Tensor | None = None) -> Selection:
+    """The selection of the `count` True tokens of `mask` (B, V); `features` (B, V, D) are the finished tokens."""
+    keep = true_indices(mask, count)
+    if features is None:
+        return Selection(keep=keep)
+    return Selection(keep=keep, features=features.gather(1, keep[..., None].expand(-1, -1, features.shape[-1])))
