@@ -22,10 +22,12 @@ import numpy as np
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,h264,hevc,m4v,ivf,mxf,nut,rm,wtv"
 )
+# Containers that store presentation times. For others (AVI, raw streams) FFmpeg makes them up, wrongly for B-frames.
+_MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+_TIMED_CONTAINERS = {_MP4, _MATROSKA, "mpegts", "flv", "gif"}
 # Codecs whose packets hold exactly one shown frame each. Other codecs hide frames (VP8) or pack several together.
-_ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores", "theora"}
+_ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores"}
 _PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
-_DECORD_CONTAINERS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 _IDR_SLICE = 5  # H.264 NAL unit type
 _AVCC_VERSION = 1  # first byte of H.264 extradata in MP4 and Matroska; elsewhere it begins with a start code
 
@@ -156,14 +158,19 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
         orientation = _orientation(first)
         height, width = orientation.size(first.height, first.width)
-        codec = stream.codec_context
-        plain = codec.field_order in _PROGRESSIVE and codec.codec.canonical_name in _ONE_FRAME_PER_PACKET
-        index = _index_packets(packets, stream.time_base) if plain and _timed(packets) else _count_frames(path)
-        common = container.format.name in _DECORD_CONTAINERS and len(container.streams.video) == 1
+        name = stream.codec_context.codec.canonical_name
+        told_apart = (
+            container.format.name in _TIMED_CONTAINERS
+            and name in _ONE_FRAME_PER_PACKET
+            and stream.codec_context.field_order in _PROGRESSIVE
+            and _timed(packets)
+        )
+        index = _index_packets(packets, stream.time_base) if told_apart else _count_frames(path)
+        common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
         return VideoInfo(
             path=path,
             container=container.format.name,
-            codec=codec.codec.canonical_name,
+            codec=name,
             height=height,
             width=width,
             orientation=orientation,
@@ -281,28 +288,37 @@ def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
 
 
 def _count_frames(path: str) -> FrameIndex:
-    """The index of a stream whose packets do not tell its frames apart (VP8, interlaced or untimed video)."""
+    """The index of a stream whose packets do not tell its frames apart, from decoding all of it."""
     container, stream = open_video(path)
+    frames: list[tuple[int | None, bool, bool]] = []
+    clock: list[int] = []
     with container:
-        frames = [
-            (frame.pts, frame.key_frame, frame.is_corrupt)
-            for packet in demux(container, stream)
-            for frame in decode_packet(packet) or ()
-        ]
-        times = [pts for pts, _, _ in frames if pts is not None]
-        timed = len(times) == len(frames) and bool((np.diff(times) > 0).all())
-        time_base = stream.time_base if timed else 1 / Fraction(stream.average_rate or 25)
-    pts = np.array(times if timed else range(len(frames)), dtype=np.int64)
+        for packet in demux(container, stream):
+            clock += [packet.dts] if packet.size > 0 and packet.dts is not None else []
+            frames += [(frame.pts, frame.key_frame, frame.is_corrupt) for frame in decode_packet(packet) or ()]
+        time_base, rate = stream.time_base, Fraction(stream.average_rate or 25)
+    times = [pts for pts, _, _ in frames if pts is not None]
+    # The decoder's times when they make sense, else the packets' in ascending order, else the nominal frame rate.
+    if not (len(times) == len(frames) and _ascending(times)):
+        clock = sorted(clock)
+        stored = len(clock) == len(frames) and _ascending(clock)
+        times, time_base = (clock, time_base) if stored else (list(range(len(frames))), 1 / rate)
+    pts = np.array(times, dtype=np.int64)
+    keys = [(i, pts[i], pts[i]) for i, (_, keyframe, _) in enumerate(frames) if keyframe]
     return FrameIndex(
         pts=pts,
         order=np.arange(len(frames)),
         shown=np.ones(len(frames), dtype=bool),
-        keyframes=np.array([(i, pts[i], pts[i]) for i, frame in enumerate(frames) if frame[1]], dtype=np.int64),
-        corrupt=tuple(i for i, frame in enumerate(frames) if frame[2]),
+        keyframes=np.array(keys, dtype=np.int64).reshape(-1, 3),
+        corrupt=tuple(i for i, (_, _, corrupt) in enumerate(frames) if corrupt),
         time_base=time_base,
         last_duration=_usual_step(pts),
         counted=True,
     )
+
+
+def _ascending(times: list[int]) -> bool:
+    return bool((np.diff(times) > 0).all())
 
 
 def _usual_step(pts: np.ndarray) -> int:

@@ -51,11 +51,12 @@ class Resizer:
         return np.ascontiguousarray(self.orientation.apply(scaled.to_ndarray()))
 
 
-def read_with_pyav(info: VideoInfo, indices: np.ndarray, resize: Resizer) -> Pictures:
+def read_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> Pictures:
     """The whole pictures among the frames `indices` (ascending), each decoded from the nearest keyframe before it.
 
     A frame that the decoder reports as damaged, or that may refer to such a frame, is left out.
     """
+    resize = Resizer(info.orientation, height, width)
     rows = np.flatnonzero(info.index.shown)[indices]
     pictures: Pictures = {}
     for start, members in _by_keyframe(info.index, rows):
@@ -161,7 +162,7 @@ def _spoilt(index: FrameIndex, bad: set[int]) -> np.ndarray:
     return spoilt
 
 
-def read_with_decord(info: VideoInfo, indices: np.ndarray, resize: Resizer) -> Pictures:
+def read_with_decord(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> Pictures:
     """The pictures of the frames `indices`.
 
     For damaged data decord returns whatever its decoder made of it. The decoder's complaints on stderr are the only
@@ -172,6 +173,7 @@ def read_with_decord(info: VideoInfo, indices: np.ndarray, resize: Resizer) -> P
     """
     import decord  # after av: loaded the other way round, PyAV binds to decord's copy of FFmpeg
 
+    resize = Resizer(Orientation(), height, width)  # decord turns pictures upright by itself
     decord.logging.set_level(decord.logging.INFO)  # the level at which concealed damage is told
     try:
         with _stderr_lines() as lines:

@@ -77,7 +77,7 @@ def _span(info: VideoInfo, sampling: Sampling) -> tuple[int, int]:
     if start > times[0] + info.duration or end < times[0] - _CLOCK_TOLERANCE:
         raise VideoError(
             "span_outside",
-            f"{info.path}: the span {start:g} to {end:g} s is outside the video, "
+            f"{info.path}: start={sampling.start}, end={sampling.end} s is outside the video, "
             f"which runs from {times[0]:g} to {times[0] + info.duration:g} s",
         )
     first = int(np.searchsorted(times, start - _CLOCK_TOLERANCE))

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.container import VideoError, VideoInfo, probe
-from pipeline.decoders import DecordError, Pictures, Resizer, read_with_decord, read_with_pyav
+from pipeline.decoders import DecordError, Pictures, read_with_decord, read_with_pyav
 from pipeline.sampling import Sampling, sample_indices
 
 __all__ = ["DecodedVideo", "Sampling", "VideoError", "VideoInfo", "decode", "probe", "sample_indices"]
@@ -80,7 +80,7 @@ def decode(
     info = probe(path)
     indices, requested = sample_indices(info, sampling)
     height, width = size(info.height, info.width) if callable(size) else size or (info.height, info.width)
-    pictures, used = _read(info, indices, Resizer(info.orientation, height, width), decoder)
+    pictures, used = _read(info, indices, height, width, decoder)
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
         raise VideoError(
@@ -102,15 +102,15 @@ def decode(
     )
 
 
-def _read(info: VideoInfo, indices: np.ndarray, resize: Resizer, decoder: Decoder) -> tuple[Pictures, str]:
+def _read(info: VideoInfo, indices: np.ndarray, height: int, width: int, decoder: Decoder) -> tuple[Pictures, str]:
     """Pictures by frame index, and the decoder that made them."""
     if decoder == "decord" or (decoder == "auto" and info.decord_exact):
         try:
-            return read_with_decord(info, indices, resize), "decord"
+            return read_with_decord(info, indices, height, width), "decord"
         except DecordError as error:
             if decoder == "decord":
                 raise VideoError("unreadable", f"{info.path}: {error}; decode it with pyav or auto") from error
-    return read_with_pyav(info, indices, resize), "pyav"
+    return read_with_pyav(info, indices, height, width), "pyav"
 
 
 def save_contact_sheet(decoded: DecodedVideo, out: Path) -> None:
@@ -119,7 +119,7 @@ def save_contact_sheet(decoded: DecodedVideo, out: Path) -> None:
 
     count, height, width = decoded.frames.shape[:3]
     caption = 14  # pixels
-    columns = max(1, min(count, round(math.sqrt(count * (height + caption) / width))))
+    columns = min(count, math.ceil(math.sqrt(count * (height + caption) / width)))
     rows = math.ceil(count / columns)
     sheet = Image.new("RGB", (columns * width, rows * (height + caption)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -154,7 +154,8 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         end=options.end,
         min_frames=options.min_frames,
     )
-    decoded = decode(options.file, sampling, options.size, options.decoder)
+    sheet = options.out is not None and options.out.suffix == ".png"
+    decoded = decode(options.file, sampling, options.size or (_thumbnail if sheet else None), options.decoder)
     if options.out is not None:
         _write(decoded, options.out)
     return {
@@ -172,6 +173,12 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         "truncated": decoded.truncated,
         "out": None if options.out is None else str(options.out),
     }
+
+
+def _thumbnail(height: int, width: int) -> tuple[int, int]:
+    """The largest size with the same shape, at most 320 pixels either way, that does not enlarge."""
+    scale = min(1.0, 320 / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _write(decoded: DecodedVideo, out: Path) -> None:
@@ -205,7 +212,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-frames", type=int, metavar="N", default=1, help="fail below N whole frames (default: 1)")
     parser.add_argument("--start", type=float, metavar="S", help="first second of the span, on the file's own clock")
     parser.add_argument("--end", type=float, metavar="S", help="last second of the span")
-    parser.add_argument("--size", type=_size, metavar="HxW", help="size of the frames (default: the video's own)")
+    parser.add_argument(
+        "--size",
+        type=_size,
+        metavar="HxW",
+        help="size of the frames (default: the video's own; on a sheet 320 at most)",
+    )
     parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto", help="(default: auto)")
     parser.add_argument(
         "--out", type=_output, metavar="FILE", help="X.npz: frames, indices, timestamps; X.png: a sheet"
