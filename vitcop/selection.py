@@ -34,8 +34,8 @@ class Selection:
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Gather `tokens` (B, V, ...) at `index` (B, K) along the token axis -> (B, K, ...)."""
-    shape = index.shape + (1,) * (tokens.dim() - 2)
-    return tokens.gather(1, index.view(shape).expand(*index.shape, *tokens.shape[2:]))
+    # Whole rows by one index each: far faster on a CPU than a gather, which indexes every element.
+    return tokens[torch.arange(len(index), device=index.device)[:, None], index]
 
 
 def apply_selection(selection: Selection, tokens: Tensor) -> Tensor:
@@ -52,11 +52,12 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
     batch, slots, dim = kept.shape
     # Slot `slots` collects the tokens that take no part; it is cut off again.
     slot = torch.where(merge_into < 0, slots, merge_into)
-    total = torch.zeros(batch, slots + 1, dim, dtype=torch.float32, device=kept.device)
-    total.scatter_add_(1, slot[..., None].expand(-1, -1, dim), tokens.float())
     count = torch.zeros(batch, slots + 1, dtype=torch.float32, device=kept.device)
     count.scatter_add_(1, slot, torch.ones_like(slot, dtype=torch.float32))
-    total, count = total[:, :slots], count[:, :slots, None]
+    row = slot + torch.arange(batch, device=slot.device)[:, None] * (slots + 1)
+    total = torch.zeros(batch * (slots + 1), dim, dtype=torch.float32, device=kept.device)
+    total.index_add_(0, row.flatten(), tokens.flatten(0, 1).float())
+    total, count = total.unflatten(0, (batch, -1))[:, :slots], count[:, :slots, None]
     mean = total / count.clamp(min=1)
     merged = kept.float() + mean if rule == "authors" else mean
     return torch.where(count > 0, merged, kept.float()).to(kept.dtype)
