@@ -77,25 +77,36 @@ class ViTCoP(Method):
         names = {-1: "vision"}
         if self.retention_ratio == 1:
             return Plan(entering=geometry.num_tokens, names=names)
-        num_layers = geometry.num_layers
-        shallow, deep = self.layers(num_layers)
-        middle, tail = deep - shallow, num_layers - deep
-        entering = self._entering(geometry, shallow, middle + tail * DEEP_SHARE)
-        left = geometry.total(self.retention_ratio) - entering * shallow
-        kept_shallow = min(max(1, round(left / (middle + tail * DEEP_SHARE))), entering)
-        layers = {shallow: kept_shallow}
+        shallow, deep = self.layers(geometry.num_layers)
+        middle, tail = deep - shallow, geometry.num_layers - deep
+        rest = middle + tail * DEEP_SHARE  # what a token of the shallow stage costs, in layers
+        keep = self._keep_share(geometry, shallow, rest)
+        most = keep * geometry.num_tokens
+
+        def shallow_budget(entering: int) -> tuple[float, float]:
+            left = geometry.total(self.retention_ratio) - entering * shallow
+            return left, left / rest
+
+        per_frame = int(keep * geometry.tokens_per_frame)
+        entering = per_frame * geometry.frames if per_frame else max(1, round(most))
+        left, wanted = shallow_budget(entering)
+        if min(wanted, most) > entering and per_frame:  # the fraction of a token a frame cut off is needed after all
+            entering += geometry.frames
+            left, wanted = shallow_budget(entering)
+        kept = min(max(1, round(min(wanted, most))), entering)
+        layers = {shallow: kept}
         if tail:
-            layers[deep] = min(max(1, round((left - kept_shallow * middle) / tail)), kept_shallow)
+            # The share of the shallow budget, unless that is at its most: then what is left.
+            deep_kept = kept * DEEP_SHARE if wanted <= most else (left - kept * middle) / tail
+            layers[deep] = min(max(1, round(deep_kept)), kept)
         plan = Plan(entering=entering, layers=layers, names=names | {shallow: "shallow", deep: "deep"})
         self._check(plan, geometry)
         return plan
 
-    def _entering(self, geometry: Geometry, shallow: int, rest: float) -> int:
-        ratio = self.retention_ratio
-        least = ratio * geometry.num_layers / (shallow + LEAST_SHALLOW_SHARE * rest)
-        keep = self.vision_keep or min(1.0, 0.2 + 0.9 * ratio, least)
-        per_frame = int(keep * geometry.tokens_per_frame)
-        return per_frame * geometry.frames if per_frame else max(1, round(keep * geometry.num_tokens))
+    def _keep_share(self, geometry: Geometry, shallow: int, rest: float) -> float:
+        """Share of tokens that enter the language model."""
+        least = self.retention_ratio * geometry.num_layers / (shallow + LEAST_SHALLOW_SHARE * rest)
+        return self.vision_keep or min(1.0, 0.2 + 0.9 * self.retention_ratio, least)
 
     def _check(self, plan: Plan, geometry: Geometry) -> None:
         counts = plan.per_layer(geometry.num_layers)

@@ -1,0 +1,144 @@
+"""ViTCoP's budget and its stages."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from vitcop.budget import Geometry, UnreachableBudgetError
+from vitcop.methods.vitcop import ViTCoP, cluster_frames, frames_with_tokens, select_in_clusters
+from vitcop.selection import apply_selection
+from vitcop.tokens import VisualTokens
+
+RATIOS = [0.01, 0.02, 0.05, 0.11, 1 / 9, 2 / 9, 0.25, 1 / 3, 0.5, 0.7, 0.75, 0.8, 0.9, 0.99, 1.0]
+
+
+@pytest.mark.parametrize("num_layers", [4, 6, 8, 24, 28, 32, 36, 48])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_mean_over_layers_meets_the_ratio_and_counts_never_rise(num_layers: int, ratio: float) -> None:
+    geometry = Geometry(num_layers=num_layers, frames=32, height=14, width=14)
+    counts = ViTCoP(retention_ratio=ratio).plan(geometry).per_layer(num_layers)
+    assert abs(sum(counts) / num_layers - ratio * geometry.num_tokens) <= 1
+    assert list(counts) == sorted(counts, reverse=True) and counts[-1] >= 1
+
+
+@pytest.mark.parametrize("num_layers", [8, 28, 32, 36])
+def test_every_layer_sees_no_fewer_tokens_at_a_higher_ratio(num_layers: int) -> None:
+    geometry = Geometry(num_layers=num_layers, frames=32, height=14, width=14)
+    plans = [ViTCoP(retention_ratio=step / 100).plan(geometry) for step in range(1, 101)]
+    counts = [plan.per_layer(num_layers) for plan in plans]
+    for less, more in itertools.pairwise(counts):
+        assert all(low <= high for low, high in zip(less, more, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "entering", "shallow", "deep"),
+    [(1 / 3, 288, 253, 51), (2 / 9, 230, 165, 33), (1 / 9, 172, 77, 15)],
+)
+def test_the_papers_settings_come_out(ratio: float, entering: int, shallow: int, deep: int) -> None:
+    """LLaVA-1.5: 576 tokens, 32 layers. Counts as in the paper up to rounding; the deep one absorbs the remainder."""
+    plan = ViTCoP(retention_ratio=ratio).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
+    assert plan.entering == pytest.approx(entering, abs=1)
+    assert plan.layers[2] == pytest.approx(shallow, abs=1)
+    assert plan.layers[22] == pytest.approx(deep, abs=1)
+
+
+def test_less_than_a_token_is_refused() -> None:
+    geometry = Geometry(num_layers=32, frames=1, height=2, width=2)
+    with pytest.raises(UnreachableBudgetError, match=r"retention_ratio 0\.01"):
+        ViTCoP(retention_ratio=0.01, vision_keep=1.0).plan(Geometry(num_layers=32, frames=8, height=4, width=4))
+    assert ViTCoP(retention_ratio=0.25).plan(geometry).per_layer(32)[0] >= 1
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.5])
+def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match=str(ratio)):
+        ViTCoP(retention_ratio=ratio)
+
+
+def visual_tokens(frames: int, first: int = 0, seed: int = 0) -> VisualTokens:
+    generator = torch.Generator().manual_seed(seed)
+    whole = [torch.rand(2, 8, 30, size, generator=generator) for size in (6, 1, 5)]
+    features, attention, keys = (part[:, first : first + frames] for part in whole)
+    return VisualTokens(
+        features=features, height=5, width=6, attention=attention[..., 0], keys=keys * 9, first_frame=first
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+def test_stage_one_in_chunks_equals_all_frames_at_once(ratio: float, chunk: int) -> None:
+    method, geometry = ViTCoP(retention_ratio=ratio), Geometry(num_layers=8, frames=8, height=5, width=6)
+    plan = method.plan(geometry)
+    whole = method.select_frames(visual_tokens(8), plan, geometry)
+    starts = range(0, 8, chunk)
+    parts = [method.select_frames(visual_tokens(min(chunk, 8 - s), s), plan, geometry) for s in starts]
+    keep = torch.cat([part.keep + start * 30 for part, start in zip(parts, starts, strict=True)], dim=1)
+    labels = torch.cat([part.labels for part in parts if part.labels is not None], dim=1)
+    assert whole.labels is not None
+    assert torch.equal(keep, whole.keep) and torch.equal(labels, whole.labels)
+    assert whole.keep.shape[1] == plan.entering
+
+
+def test_fewer_tokens_than_frames_are_spread_evenly() -> None:
+    assert frames_with_tokens(3, 12, 0, 12) == [3, 7, 11]
+    assert frames_with_tokens(24, 12, 4, 8) == [4, 5, 6, 7]
+
+
+def plain_select(saliency: Tensor, labels: Tensor, count: int) -> tuple[set[int], list[list[int]]]:
+    """Stage II cluster by cluster: indices kept as they are, and the merged groups."""
+    names = sorted(set(labels.tolist()))
+    groups = {name: [i for i in range(len(labels)) if labels[i] == name] for name in names}
+    total = {name: float(saliency[groups[name]].sum()) for name in names}
+    if len(names) > count:
+        best = sorted(names, key=lambda name: -total[name])[: count - 1]
+        rest = sorted(i for name in names if name not in best for i in groups[name])
+        return set(), [groups[name] for name in best] + [rest]
+    spare, weight = count - len(names), len(labels) - len(names)
+    quota = {name: round((len(groups[name]) - 1) / max(weight, 1) * spare) for name in names}
+    missing = spare - sum(quota.values())
+    for name in sorted(names, key=lambda name: -total[name] if missing > 0 else total[name]):
+        if missing > 0 and quota[name] < len(groups[name]) - 1:
+            quota[name], missing = quota[name] + 1, missing - 1
+        elif missing < 0 and quota[name] > 0:
+            quota[name], missing = quota[name] - 1, missing + 1
+    kept: set[int] = set()
+    merged = []
+    for name in names:
+        by_saliency = sorted(groups[name], key=lambda i: -float(saliency[i]))
+        kept |= set(by_saliency[: quota[name]])
+        merged.append(sorted(by_saliency[quota[name] :]))
+    return kept, merged
+
+
+@pytest.mark.parametrize("count", [1, 4, 6, 7, 11, 25, 39, 40])
+@pytest.mark.parametrize("seed", range(3))
+def test_stage_two_equals_the_plain_loop(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.cat([torch.arange(7), torch.randint(7, (33,), generator=generator)])[None]
+    saliency, hidden = torch.rand(1, 40, generator=generator), torch.randn(1, 40, 5, generator=generator)
+    selection = select_in_clusters(saliency, labels, 7, count)
+    kept, groups = plain_select(saliency[0], labels[0], count)
+    middles = {group[len(group) // 2]: group for group in groups}
+    assert selection.keep[0].tolist() == sorted(kept | set(middles))
+    survivors = apply_selection(selection, hidden)[0]
+    for slot, index in enumerate(selection.keep[0].tolist()):
+        extra = hidden[0, middles[index]].mean(dim=0) if index in middles else 0
+        torch.testing.assert_close(survivors[slot], hidden[0, index] + extra)
+
+
+def test_stage_two_treats_rows_apart() -> None:
+    labels = torch.cat([torch.arange(5), torch.randint(5, (15,))]).expand(2, -1)
+    saliency = torch.rand(2, 20)
+    both = select_in_clusters(saliency, labels, 5, 9)
+    for row in range(2):
+        alone = select_in_clusters(saliency[row : row + 1], labels[row : row + 1], 5, 9)
+        assert torch.equal(alone.keep[0], both.keep[row])
+
+
+def test_clusters_are_found_frame_by_frame() -> None:
+    keys = torch.randn(1, 2, 30, 4) * 5
+    kept = torch.arange(12).expand(1, 2, -1)
+    both = cluster_frames(keys, kept, 5, 6, 3)
+    assert torch.equal(both[:, :1], cluster_frames(keys[:, :1], kept[:, :1], 5, 6, 3))
