@@ -1,0 +1,124 @@
+"""From a question to the tokens that a model reads: the chat template, the video first and the question after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.choices import LETTERS
+from pipeline.config import AnswerConfig
+from pipeline.errors import ConfigError, RowError
+
+CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about a clip: multiple choice when it has `options`; checked when it has an `answer`."""
+
+    question: str
+    options: tuple[str, ...] | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        ids: token ids, the visual placeholders included.
+        prefix_length: leading tokens up to the last placeholder; the same for all questions on a clip.
+        tail: the text after the last placeholder, with the opening of the assistant's turn.
+    """
+
+    ids: tuple[int, ...]
+    prefix_length: int
+    tail: str
+
+
+class PromptBuilder:
+    """Renders prompts with one tokenizer's chat template.
+
+    Args:
+        video: what the chat template writes for a video.
+        visual_token: the token that stands for one visual token.
+
+    Raises:
+        ConfigError: the template can't hold a video, or the tokenizer has no token that ends a turn.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, config: AnswerConfig, *, video: str, visual_token: str
+    ) -> None:
+        self.tokenizer, self.config, self.video, self.visual_token = tokenizer, config, video, visual_token
+        self.control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        try:
+            count = self._render("What happens?").count(video)
+        except (TemplateError, TypeError) as error:
+            raise ConfigError(f"the chat template does not take a video and a text in one message: {error}") from error
+        if count != 1:
+            raise ConfigError(f"the chat template writes {video!r} {count} times for one video; it must write it once")
+        if tokenizer.eos_token_id is None:
+            raise ConfigError("the tokenizer names no eos_token, so it can't be told where an answer ends")
+
+    def build(self, question: Question, placeholders: str) -> Prompt:
+        """The prompt of a question, with `placeholders` (all visual tokens of the clip) in the video's place.
+
+        Raises:
+            RowError: `bad_question`, a control token in the text or more options than letters.
+        """
+        text = self._render(self._user_text(question)).replace(self.video, placeholders)
+        ids = self._encode(text)
+        visual_id = self.tokenizer.convert_tokens_to_ids(self.visual_token)
+        return Prompt(
+            ids=tuple(ids),
+            prefix_length=len(ids) - ids[::-1].index(visual_id),
+            tail=text.rpartition(self.visual_token)[2],
+        )
+
+    def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
+        """The tokens by which the assistant would give `answer`, with the one that ends its turn.
+
+        The answer is tokenized behind the end of the prompt, after a space unless that ends in white space.
+
+        Raises:
+            RowError: `bad_question`, the answer holds a control token or melts into the prompt's last token.
+        """
+        self._check_text(answer)
+        space = "" if prompt.tail[-1:].isspace() else " "
+        start, whole = self._encode(prompt.tail), self._encode(prompt.tail + space + answer.strip())
+        if whole[: len(start)] != start:
+            raise RowError(
+                "bad_question", f"option {answer!r} melts into the prompt's last token; use --choice-scoring generate"
+            )
+        return [*whole[len(start) :], self.tokenizer.eos_token_id]
+
+    def _user_text(self, question: Question) -> str:
+        text = question.question
+        if question.options and self.config.choice_scoring == "generate":
+            if len(question.options) > len(LETTERS):
+                raise RowError("bad_question", f"{len(question.options)} options; there are {len(LETTERS)} letters")
+            labelled = [f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False)]
+            text = "\n".join([text, *labelled, CHOICE_INSTRUCTION])
+        text = self.config.prompt.replace("{question}", text)
+        self._check_text(text)
+        return text
+
+    def _check_text(self, text: str) -> None:
+        for token in self.control_tokens:
+            if token in text:
+                raise RowError(
+                    "bad_question", f"the text holds the control token {token!r}, which it must not: {text!r}"
+                )
+
+    def _render(self, text: str) -> str:
+        system = [{"role": "system", "content": [{"type": "text", "text": self.config.system}]}]
+        user = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        messages = [*(system if self.config.system else []), user]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _encode(self, text: str) -> list[int]:
+        begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
+        return self.tokenizer(text, add_special_tokens=not begins).input_ids

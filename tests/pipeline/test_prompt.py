@@ -1,0 +1,98 @@
+import pytest
+
+from pipeline.config import AnswerConfig
+from pipeline.errors import ConfigError, RowError
+from pipeline.prompt import CHOICE_INSTRUCTION, PromptBuilder, Question
+from tests.pipeline.tiny_models import END, build_tokenizer
+
+VIDEO = "<video>"
+COLORS = ("red", "dark blue")
+
+
+def make_builder(template_video: str = "<video>\n", **settings: object) -> PromptBuilder:
+    tokenizer = build_tokenizer(template_video, (VIDEO,))
+    return PromptBuilder(tokenizer, AnswerConfig(**settings), video=VIDEO, visual_token=VIDEO)
+
+
+def text_of(builder: PromptBuilder, question: Question, placeholders: str = VIDEO) -> str:
+    return builder.tokenizer.decode(builder.build(question, placeholders).ids)
+
+
+def test_the_video_comes_first_and_the_question_after_it() -> None:
+    text = text_of(make_builder(), Question(question="What is {it}?", options=COLORS))
+    assert text == "<|im_start|>user\n<video>\nWhat is {it}?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_system_message_and_the_users_wording_are_used() -> None:
+    builder = make_builder(system="Be brief.", prompt="Look: {question} {now}")
+    text = text_of(builder, Question(question="Which?"))
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<video>\nLook: Which? {now}<")
+
+
+def test_options_are_listed_by_letter_when_the_answer_is_generated() -> None:
+    text = text_of(make_builder(choice_scoring="generate"), Question(question="Which?", options=COLORS))
+    assert f"Which?\nA. red\nB. dark blue\n{CHOICE_INSTRUCTION}<|im_end|>" in text
+
+
+def test_questions_on_a_clip_share_their_prefix() -> None:
+    builder = make_builder()
+    prompts = [builder.build(Question(question=question), VIDEO * 5) for question in ("Which?", "Is it red or not?")]
+    first, second = (prompt.ids[: prompt.prefix_length] for prompt in prompts)
+    video_id = builder.tokenizer.convert_tokens_to_ids(VIDEO)
+    assert first == second
+    assert first[-5:] == (video_id,) * 5
+    assert all(video_id not in prompt.ids[prompt.prefix_length :] for prompt in prompts)
+
+
+@pytest.mark.parametrize("token", [VIDEO, END, "<|im_start|>"])
+def test_control_tokens_in_a_question_are_refused(token: str) -> None:
+    with pytest.raises(RowError, match=r"bad_question.*control token") as raised:
+        make_builder().build(Question(question=f"{token}Which?"), VIDEO)
+    assert repr(token) in raised.value.message
+
+
+def test_more_options_than_letters_are_refused() -> None:
+    question = Question(question="Which?", options=tuple(str(number) for number in range(27)))
+    with pytest.raises(RowError, match="27 options"):
+        make_builder(choice_scoring="generate").build(question, VIDEO)
+    make_builder(choice_scoring="likelihood").build(question, VIDEO)
+
+
+@pytest.mark.parametrize(("opening", "answer"), [("assistant\n", "red"), ("assistant:", " red")])
+def test_an_answer_is_spaced_as_the_template_opens_the_turn(opening: str, answer: str) -> None:
+    builder = make_builder()
+    builder.tokenizer.chat_template = builder.tokenizer.chat_template.replace("assistant\n", opening)
+    prompt = builder.build(Question(question="Which?"), VIDEO)
+    assert builder.tokenizer.decode(builder.answer_ids(prompt, " red ")) == answer + END
+
+
+def test_an_option_with_a_control_token_is_refused() -> None:
+    builder = make_builder()
+    with pytest.raises(RowError, match="control token"):
+        builder.answer_ids(builder.build(Question(question="Which?"), VIDEO), "red<|im_end|>")
+
+
+def test_the_beginning_of_the_sequence_is_marked_once() -> None:
+    builder = make_builder()
+    builder.tokenizer.bos_token = "<|im_start|>"
+    ids = builder.build(Question(question="Which?"), VIDEO).ids
+    assert ids.count(builder.tokenizer.bos_token_id) == 2, "one for each turn, as the template writes them"
+
+
+def test_a_template_that_takes_no_video_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="0 times"):
+        make_builder(template_video="")
+
+
+def test_a_template_for_plain_text_is_a_configuration_error() -> None:
+    tokenizer = build_tokenizer(VIDEO, (VIDEO,))
+    tokenizer.chat_template = "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
+    with pytest.raises(ConfigError, match="does not take a video and a text"):
+        PromptBuilder(tokenizer, AnswerConfig(), video=VIDEO, visual_token=VIDEO)
+
+
+def test_a_tokenizer_without_an_end_is_a_configuration_error() -> None:
+    tokenizer = build_tokenizer(VIDEO, (VIDEO,))
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="eos_token"):
+        PromptBuilder(tokenizer, AnswerConfig(), video=VIDEO, visual_token=VIDEO)
