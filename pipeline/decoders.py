@@ -48,7 +48,8 @@ class Resizer:
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         rgb = self.to_rgb.reformat(frame, format="rgb24")
         scaled = self.to_size.reformat(rgb, self.width, self.height, interpolation=_BICUBIC)
-        return np.ascontiguousarray(self.orientation.apply(scaled.to_ndarray()))
+        # A copy: the array that PyAV hands out keeps all frames behind it alive.
+        return np.array(self.orientation.apply(scaled.to_ndarray()), order="C")
 
 
 def read_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> Pictures:
