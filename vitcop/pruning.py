@@ -59,6 +59,7 @@ class Sequence:
         index: (B, K) their numbers within the clip.
         labels: (B, K) or None.
         valid: (B, S) bool or None, False at padding.
+        after: (B,) tokens after the video, which stay.
         rotary, position_ids: of the tokens left; None until a layer has been pruned.
         mask: attention mask of the current stage; made when first needed.
     """
@@ -67,6 +68,7 @@ class Sequence:
     index: Tensor
     labels: Tensor | None
     valid: Tensor | None
+    after: Tensor
     deepstack: tuple[Tensor, ...]
     length: int
     rotary: tuple[Tensor, Tensor] | None = None
@@ -98,6 +100,7 @@ class Prefill:
         seen: tokens of the unpruned prompt.
         sequence: None at retention 1, where nothing is changed.
         layout: of the cache being filled.
+        previous_hidden, embeds, embeds_visual: see LayerTokens.
     """
 
     plan: Plan
@@ -108,6 +111,8 @@ class Prefill:
     sequence: Sequence | None = None
     layout: CacheLayout | None = None
     previous_hidden: Tensor | None = None
+    embeds: Tensor | None = None
+    embeds_visual: Tensor | None = None
 
 
 @dataclass
@@ -313,6 +318,7 @@ class prune:
             index=torch.arange(len(offsets), device=ids.device).expand(batch, -1),
             labels=None,
             valid=None if (mask := inputs.get("attention_mask")) is None else mask.bool(),
+            after=length - 1 - place[:, -1],
             deepstack=(),
             length=length,
         )
@@ -413,6 +419,8 @@ class prune:
         self, state: Prefill, sequence: Sequence, layer: int, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
+        if layer == 0 and self.method.needs_embeds:
+            state.embeds, state.embeds_visual = hidden, sequence.visual
         if 0 < layer <= len(sequence.deepstack):
             hidden = _add(hidden, sequence.visual, sequence.deepstack[layer - 1])
         if state.plan.layers.get(layer, sequence.visual.shape[1]) < sequence.visual.shape[1]:
@@ -442,7 +450,8 @@ class prune:
         batch = len(hidden)
         rotary = sequence.rotary or tuple(part.expand(batch, -1, -1) for part in kwargs["position_embeddings"])
         position_ids = sequence.position_ids if sequence.rotary is not None else kwargs.get("position_ids")
-        assert state.cache is not None
+        assert state.cache is not None and state.layout is not None
+        previous = state.cache.layers[layer - 1]
         tokens = LayerTokens(
             family=self.family,
             layer=layer,
@@ -450,10 +459,15 @@ class prune:
             visual=sequence.visual,
             index=sequence.index,
             labels=sequence.labels,
-            previous_keys=state.cache.layers[layer - 1].keys,
+            previous_keys=previous.keys,
+            previous_values=previous.values,
             previous_hidden=state.previous_hidden,
+            embeds=state.embeds,
+            embeds_visual=state.embeds_visual,
             valid=sequence.valid,
             rotary=rotary,
+            after=sequence.after,
+            next_position=state.layout.next_position,
         )
         selection = self.method.select_layer(tokens, state.plan, state.geometry)
         survivors = apply_selection(selection, tokens.features)

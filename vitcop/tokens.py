@@ -54,10 +54,14 @@ class LayerTokens:
         visual: (B, K) positions of the visual tokens within S, ascending.
         index: (B, K) number of each visual token within its clip, before any pruning.
         labels: (B, K) or None, labels given by an earlier stage.
-        previous_keys: (B, G, S, d_h) rotated keys of the layer before, as cached.
+        previous_keys, previous_values: (B, G, S, d_h) rotated keys and values of the layer before, as cached.
         previous_hidden: (B, S, D) or None, input of the layer before; there if the method asks for it.
+        embeds, embeds_visual: what entered layer 0, (B, S0, D), and the positions (B, K0) of the visual tokens in it;
+            None unless the method asks for them.
         valid: (B, S) bool or None, False at padding.
         rotary: cosine and sine of the tokens' positions, (B, S, d_h) each.
+        after: (B,) tokens after the video: the question, and padding if it is on the right.
+        next_position: (B,) position of the token that follows the prompt.
     """
 
     family: Family
@@ -67,9 +71,28 @@ class LayerTokens:
     index: Tensor
     labels: Tensor | None
     previous_keys: Tensor
+    previous_values: Tensor
     previous_hidden: Tensor | None
+    embeds: Tensor | None
+    embeds_visual: Tensor | None
     valid: Tensor | None
     rotary: tuple[Tensor, Tensor]
+    after: Tensor
+    next_position: Tensor
+
+    @cached_property
+    def question(self) -> Tensor:
+        """(B, S) mask of the text after the video."""
+        place = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        after = place >= self.hidden.shape[1] - self.after[:, None]
+        return after if self.valid is None else after & self.valid
+
+    @cached_property
+    def last(self) -> Tensor:
+        """(B, 1) position of the last token that is no padding."""
+        batch, length = self.hidden.shape[:2]
+        place = torch.arange(length, device=self.hidden.device).expand(batch, -1)
+        return (place if self.valid is None else place * self.valid).amax(dim=1, keepdim=True)
 
     @cached_property
     def keys(self) -> Tensor:

@@ -103,24 +103,40 @@ class Family(ABC):
     def attention_scale(self, layer: int) -> float:
         return self.layers[layer].self_attn.scaling
 
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm that the language model ends with, of hidden states (B, S, D) from any layer."""
+        return self.text.norm(hidden)
+
+    def rotary_at(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (B, S, d_h) of text tokens at `positions` (B, S), in the dtype of `hidden`."""
+        return self.text.rotary_emb(hidden, positions)
+
+    def queries(self, layer: int, hidden: Tensor) -> Tensor:
+        """Queries (B, H, S, d_h), not rotated yet, that `layer` computes from its input `hidden` (B, S, D)."""
+        return self._project(layer, "q", hidden)
+
     def rotated_queries(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Queries (B, H, S, d_h) that `layer` computes from its input `hidden` (B, S, D)."""
-        return self._project(layer, "q", hidden, rotary)
+        return rotate(self._project(layer, "q", hidden), rotary)
 
     def rotated_keys(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Keys (B, G, S, d_h) that `layer` computes from its input `hidden` (B, S, D)."""
-        return self._project(layer, "k", hidden, rotary)
+        return rotate(self._project(layer, "k", hidden), rotary)
 
-    def _project(self, layer: int, kind: str, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _project(self, layer: int, kind: str, hidden: Tensor) -> Tensor:
         block = self.layers[layer]
         attention = block.self_attn
         states = getattr(attention, f"{kind}_proj")(block.input_layernorm(hidden))
         states = states.view(*states.shape[:-1], -1, attention.head_dim)
         norm = getattr(attention, f"{kind}_norm", None)
-        states = (norm(states) if norm is not None else states).transpose(1, 2)
-        cos, sin = (part.unsqueeze(1) for part in rotary)
-        low, high = states.chunk(2, dim=-1)
-        return states * cos + torch.cat((-high, low), dim=-1) * sin
+        return (norm(states) if norm is not None else states).transpose(1, 2)
+
+
+def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding, half-split form: states (B, H, S, d_h), cosine and sine (B, S, d_h)."""
+    cos, sin = (part.unsqueeze(1) for part in rotary)
+    low, high = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-high, low), dim=-1) * sin
 
 
 class Capture:

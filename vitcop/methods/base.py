@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from vitcop.budget import Geometry, Plan
 from vitcop.selection import Selection
 from vitcop.tokens import LayerTokens, VisualTokens
@@ -27,6 +29,7 @@ class Method(ABC):
     needs_vision_attention: ClassVar[bool] = False
     needs_vision_keys: ClassVar[bool] = False
     needs_previous_hidden: ClassVar[bool] = False
+    needs_embeds: ClassVar[bool] = False
 
     retention_ratio: float
 
@@ -43,8 +46,12 @@ class Method(ABC):
         """
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
-        """Choose among the tokens before the model; indices count frame by frame within `tokens`."""
-        raise TypeError(f"{self.name} does not prune before the language model")
+        """Choose among the tokens before the model; indices count frame by frame within `tokens`.
+
+        The default keeps all, for methods that prune inside the language model only.
+        """
+        batch, frames, per_frame = tokens.features.shape[:3]
+        return Selection(keep=torch.arange(frames * per_frame, device=tokens.features.device).expand(batch, -1))
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         """Choose `plan.layers[tokens.layer]` of the tokens about to enter that layer; indices count within them."""
