@@ -105,6 +105,10 @@ class FrameConfig:
         for name in ("num_frames", "max_frames", "min_frames"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a positive number of frames")
+        cap = self.uniform_frames or self.max_frames
+        _require(
+            cap is None or self.min_frames <= cap, "min_frames", self.min_frames, f"at most the {cap} frames taken"
+        )
         _require(self.fps is None or self.fps > 0, "fps", self.fps, "positive")
         _require(self.decode_timeout > 0, "decode_timeout", self.decode_timeout, "a positive number of seconds")
 
@@ -154,8 +158,8 @@ class AnswerConfig:
 class RunConfig:
     """Where the work is done and where its results go."""
 
-    output: Path = Path("output/demo")
-    """Folder for part-*.parquet and run.json; a folder with results of the same configuration is continued."""
+    output: Path | None = None
+    """Folder for part-*.parquet and run.json; results of the same configuration are continued. Demo: output/demo."""
     overwrite: bool = False
     """Delete the results that are already in --output and start anew."""
     retry_errors: bool = False
@@ -211,10 +215,11 @@ def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, descr
     note = "--config FILE.yaml reads settings from a file; flags given beside it win."
     try:
         return tyro.cli(
-            tyro.conf.OmitArgPrefixes[config_type],  # type: ignore[valid-type]
+            config_type,
             args=words,
             default=default,
             description=f"{description or config_type.__doc__}\n\n{note}",
+            config=(tyro.conf.OmitArgPrefixes,),
         )
     except SystemExit as exit:
         raise SystemExit(1 if exit.code else 0) from exit

@@ -125,15 +125,13 @@ class Engine(Generic[ClipT]):
     The cluster is the one that RAY_ADDRESS names; without it, one is started on this machine for the time being.
     """
 
-    def __init__(self, build: Build, config: EngineConfig, *, tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, build: Build, config: EngineConfig) -> None:
         """
         Args:
             build: loads the model; called in each worker's process, so it is pickled.
-            tick: called at least every `TICK_SECONDS` seconds while the engine waits.
         """
         self.build = build
         self.config = config
-        self.tick = tick
         self.answered = 0
         self.given_up = 0
         self._hands: list[_Hand[ClipT]] = []
@@ -155,8 +153,11 @@ class Engine(Generic[ClipT]):
         if self._owns_ray:
             ray.shutdown()
 
-    def run(self, clips: Iterable[ClipT]) -> Iterator[ClipResult[ClipT]]:
+    def run(self, clips: Iterable[ClipT], tick: Callable[[], None] = lambda: None) -> Iterator[ClipResult[ClipT]]:
         """Yields each clip's result, in the order in which they come to be.
+
+        Args:
+            tick: called at least every `TICK_SECONDS` seconds; what it raises ends the run.
 
         Raises:
             ConfigError: no worker can load the model, or every clip kills its worker.
@@ -167,6 +168,7 @@ class Engine(Generic[ClipT]):
             self._hire(len(fresh) + len(suspects) + self._in_flight())
             self._give_out(suspects)
             self._give_out(fresh)
+            tick()
             for ref in self._wait():
                 hand = next((hand for hand in self._hands if ref is hand.loading or ref in hand.jobs), None)
                 if hand is None:  # its worker died in this very round
@@ -205,7 +207,6 @@ class Engine(Generic[ClipT]):
 
     def _wait(self) -> list[Any]:
         """The references that are ready, after one tick at most."""
-        self.tick()
         refs = [ref for hand in self._hands for ref in (hand.loading, *hand.jobs) if ref is not None]
         ready, _ = ray.wait(refs, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
         return ready

@@ -37,6 +37,8 @@ INPUT_SCHEMA = pa.schema(
         "end": pa.float64(),
     }
 )
+CONTENT = ("video", "start", "end", "question", "options", "answer")
+"""The columns that make a question what it is, whatever its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class Row:
     @property
     def content(self) -> tuple[Any, ...]:
         """Everything that makes this another question than the next one."""
-        return (self.video, self.start, self.end, self.question, self.options, self.answer)
+        return tuple(getattr(self, name) for name in CONTENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +317,7 @@ def _read_csv(path: Path) -> _File:
                 {key: value or None if key in INPUT_SCHEMA.names else value for key, value in record.items()}
             )
     except csv.Error as error:
-        raise ConfigError(f"{path}, line {reader.line_num}: {error}") from error
+        raise ConfigError(f"{path}, row {len(records) + 1}: {error}") from error
     return _split(path, range(1, len(records) + 1), records)
 
 

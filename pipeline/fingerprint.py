@@ -1,0 +1,42 @@
+"""What has to be the same for two results to stand in one folder, and what made them."""
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import JobConfig, to_mapping
+
+PACKAGES = ("vitcop-pipeline", "torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
+
+_NO_INFLUENCE = {"model": ("device",), "frames": ("decode_timeout",)}
+"""Settings that say where and for how long, not what."""
+
+
+def fingerprint(config: JobConfig, revision: str, extras: pa.Schema) -> dict[str, Any]:
+    """Everything that an answer depends on, as nested plain values.
+
+    Args:
+        revision: the commit or content hash that `config.model` stands for at this moment.
+        extras: the columns that are carried through, since all parts share one schema.
+    """
+    settings = to_mapping(config)
+    groups: dict[str, Any] = {
+        group: _without(settings[group], _NO_INFLUENCE.get(group, ()))
+        for group in ("model", "frames", "prune", "answer")
+    }
+    groups["model"]["revision"] = revision
+    groups["frames"]["num_frames"] = config.frames.uniform_frames
+    groups["columns"] = {field.name: str(field.type) for field in extras}
+    return groups
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter for an answer."""
+    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+
+
+def _without(mapping: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name not in names}

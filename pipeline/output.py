@@ -1,0 +1,244 @@
+"""The output folder: Parquet parts with one row per question, and `run.json`, which says what made them.
+
+A folder holds the results of one configuration. Its parts appear whole or not at all, and a question that stands in one
+of them is done.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import ConfigError
+from pipeline.manifest import CONTENT, INPUT_SCHEMA, Clip, Manifest, Row
+
+RUN_FILE = "run.json"
+PART_PATTERN = "part-*.parquet"
+LOCK_FILE = ".lock"
+
+ANSWER_SCHEMA = pa.schema(
+    {
+        "prediction": pa.string(),
+        "choice": pa.int32(),
+        "correct": pa.bool_(),
+        "status": pa.string(),
+        "error_type": pa.string(),
+        "error": pa.string(),
+        "attempt": pa.int32(),
+        "model": pa.string(),
+        "method": pa.string(),
+        "keep_ratio": pa.float64(),
+        "num_frames": pa.int32(),
+        "requested_frames": pa.int32(),
+        "lost_frames": pa.list_(pa.int32()),
+        "timestamps": pa.list_(pa.float64()),
+        "decoder": pa.string(),
+        "visual_tokens_full": pa.int32(),
+        "visual_tokens_kept": pa.float64(),
+        "visual_tokens_stages": pa.map_(pa.string(), pa.int32()),
+        "prompt_tokens": pa.int32(),
+        "generated_tokens": pa.int32(),
+        "seconds_decode": pa.float64(),
+        "seconds_vision": pa.float64(),
+        "seconds_prefill": pa.float64(),
+        "seconds_generate": pa.float64(),
+        "peak_memory_bytes": pa.int64(),
+    }
+)
+"""The columns that a job writes after the input columns; null in rows with an error."""
+
+
+class Done(NamedTuple):
+    """What the folder knows of a question that is done."""
+
+    status: str
+    attempt: int
+    content: tuple[Any, ...]
+
+
+class OutputFolder:
+    """Results of one configuration; made by `open_output`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def parts(self) -> list[Path]:
+        return sorted(self.path.glob(PART_PATTERN))
+
+    def read_run(self) -> dict[str, Any] | None:
+        """`run.json`, or None when there is none.
+
+        Raises:
+            ConfigError: parts without a readable `run.json`.
+        """
+        file = self.path / RUN_FILE
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if self.parts:
+                raise ConfigError(f"{self.path} has parts but no {RUN_FILE}; choose another --output") from None
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not readable: {error}; choose another --output") from error
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        with _replacing(self.path / RUN_FILE) as temporary:
+            temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def claim(self, fingerprint: Mapping[str, Any]) -> None:
+        """Makes sure that the results in the folder, if any, were made with this configuration.
+
+        Raises:
+            ConfigError: they were not; every setting that differs is named.
+        """
+        run = self.read_run()
+        differences = _differences(run["fingerprint"], fingerprint) if run and self.parts else []
+        if differences:
+            raise ConfigError(
+                f"{self.path} holds results of another configuration: {'; '.join(differences)}. "
+                "Choose another --output, or --overwrite to delete them"
+            )
+
+    def clear(self) -> None:
+        """Deletes all results."""
+        for file in [*self.parts, self.path / RUN_FILE]:
+            file.unlink(missing_ok=True)
+
+    def read(self, columns: Sequence[str]) -> pa.Table:
+        """These columns of all parts.
+
+        Raises:
+            ConfigError: a part that is not readable.
+        """
+        columns = list(columns)
+        empty = pa.table({name: [] for name in columns})
+        return pa.concat_tables([empty, *(_read_part(part, columns) for part in self.parts)], promote_options="default")
+
+    def done(self) -> dict[str, Done]:
+        """What is done, by `sample_id`."""
+        table = self.read([*INPUT_SCHEMA.names, "status", "attempt"])
+        return {
+            record["sample_id"]: Done(record["status"], record["attempt"], _content(record))
+            for record in table.to_pylist()
+        }
+
+    def drop_errors(self) -> None:
+        """Takes the rows with an error out of the parts."""
+        for part in self.parts:
+            table = _read_part(part)
+            kept = table.filter(pc.equal(table["status"], "ok"))
+            if not kept.num_rows:
+                part.unlink()
+            elif kept.num_rows < table.num_rows:
+                _write_part(kept, part)
+
+    def write(self, table: pa.Table) -> None:
+        """Adds a part."""
+        numbers = [int(part.stem.removeprefix("part-")) for part in self.parts]
+        _write_part(table, self.path / f"part-{max(numbers, default=-1) + 1:05d}.parquet")
+
+
+@contextmanager
+def open_output(path: Path) -> Iterator[OutputFolder]:
+    """The folder, made when it is missing, for this process alone.
+
+    Raises:
+        ConfigError: it can't be written, or another job is writing to it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / LOCK_FILE).open("w")
+    except OSError as error:
+        raise ConfigError(f"--output {path} can't be written: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another job is writing to {path}") from None
+        except OSError as error:
+            raise ConfigError(f"--output {path} is on a file system without locks: {error}") from error
+        for leftover in path.glob("*.tmp"):
+            leftover.unlink()
+        yield OutputFolder(path)
+
+
+class ShardWriter:
+    """Collects rows until a shard has all of its clips, then writes its part."""
+
+    def __init__(self, folder: OutputFolder, manifest: Manifest, shards: Sequence[Sequence[Clip]]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.shard_of = {clip.rows[0].index: number for number, shard in enumerate(shards) for clip in shard}
+        self.missing = [len(shard) for shard in shards]
+        self.rows: dict[int, list[tuple[Row, dict[str, Any]]]] = {}
+
+    def add(self, clip: Clip, answers: Sequence[dict[str, Any]]) -> None:
+        """Takes the answer columns of each of the clip's questions."""
+        number = self.shard_of[clip.rows[0].index]
+        self.rows.setdefault(number, []).extend(zip(clip.rows, answers, strict=True))
+        self.missing[number] -= 1
+        if not self.missing[number]:
+            self._write(self.rows.pop(number))
+
+    def flush(self) -> None:
+        """Writes the rows of shards that are not complete, when the job ends early."""
+        rows = [row for number in sorted(self.rows) for row in self.rows[number]]
+        self.rows.clear()
+        if rows:
+            self._write(rows)
+
+    def _write(self, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
+        rows = sorted(rows, key=lambda pair: pair[0].index)
+        table = self.manifest.input_columns([row for row, _ in rows])
+        answers = pa.Table.from_pylist([columns for _, columns in rows], schema=ANSWER_SCHEMA)
+        for field, column in zip(ANSWER_SCHEMA, answers.columns, strict=True):
+            table = table.append_column(field, column)
+        self.folder.write(table)
+
+
+def _content(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A stored row's `Row.content`."""
+    options = record["options"]
+    plain = {**record, "options": None if options is None else tuple(options)}
+    return tuple(plain[name] for name in CONTENT)
+
+
+def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(part, columns=columns)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ConfigError(f"{part} is not readable: {error}; delete it to have its rows done again") from error
+
+
+def _write_part(table: pa.Table, path: Path) -> None:
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of `path` at once when the block ends well."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    yield temporary
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    """Every leaf at which two nested mappings differ, as `prune.keep_ratio is 0.25 there and 0.5 here`."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        return [
+            difference
+            for key in [*there, *(key for key in here if key not in there)]
+            for difference in _differences(there.get(key), here.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if there == here else [f"{path} is {there!r} there and {here!r} here"]

@@ -1,0 +1,109 @@
+"""How far a job is, as a bar in a terminal and as lines elsewhere; and interrupts that come at a good moment."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Counts rows that are done and says so on `stream`.
+
+    Args:
+        total: rows of the whole job.
+        initial: rows that an earlier run has done.
+        interval: seconds between lines where `stream` is no terminal.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        initial: int = 0,
+        interval: float = 5.0,
+        stream: TextIO = sys.stderr,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.total, self.initial, self.done, self.errors = total, initial, initial, 0
+        self.interval, self.stream, self.clock = interval, stream, clock
+        self.started = self.spoke = clock()
+        self.timed_from: tuple[float, int] | None = None
+        self.bar = tqdm(total=total, initial=initial, unit="row", file=stream) if stream.isatty() else None
+
+    def add(self, rows: int, errors: int) -> None:
+        """Counts rows that have just been done, `errors` of them with an error."""
+        self.done += rows
+        # Rates count from the first result on: what came before it is mostly the loading of the model.
+        self.timed_from = self.timed_from or (self.clock(), self.done)
+        self.errors += errors
+        if self.bar is not None:
+            self.bar.set_postfix(errors=self.errors, refresh=False)
+            self.bar.update(rows)
+
+    def tick(self) -> None:
+        """To be called often; speaks when it is time to."""
+        if self.bar is not None:
+            self.bar.refresh()
+        elif self.clock() - self.spoke >= self.interval:
+            self._speak()
+
+    def close(self) -> None:
+        """Says the last word."""
+        if self.bar is not None:
+            self.bar.close()
+        else:
+            self._speak()
+
+    def _speak(self) -> None:
+        self.spoke = self.clock()
+        print(self.line(), file=self.stream, flush=True)
+
+    def line(self) -> str:
+        """`[00:35] 120/400 rows (30 %), 3.4 rows/s, ETA 01:22, 2 errors`."""
+        elapsed = _clock_time(self.clock() - self.started)
+        share = 100 * self.done // max(1, self.total)
+        text = f"[{elapsed}] {self.done}/{self.total} rows ({share} %)"
+        if self.timed_from is None:
+            return f"{text}, no answers yet"
+        began, done_then = self.timed_from
+        if self.done == done_then:
+            return f"{text}, {self.errors} errors"
+        rate = (self.done - done_then) / max(self.clock() - began, 1e-9)
+        return f"{text}, {rate:.2g} rows/s, ETA {_clock_time((self.total - self.done) / rate)}, {self.errors} errors"
+
+
+@contextmanager
+def deferred_interrupts() -> Iterator[Callable[[], None]]:
+    """Within the context SIGINT and SIGTERM wait until the yielded function is called, which raises KeyboardInterrupt.
+
+    So an interrupt never comes between two steps that belong together. A second signal acts at once.
+    """
+    received: list[int] = []
+    before: dict[int, object] = {}
+
+    def remember(number: int, _frame: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    def check() -> None:
+        if received:
+            raise KeyboardInterrupt(signal.Signals(received[0]).name)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        before[name] = signal.signal(name, remember)
+    try:
+        yield check
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,70 @@
+"""What came of a job, from the rows of its output."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PHASES = ("decode", "vision", "prefill", "generate")
+
+SUMMARY_COLUMNS = (
+    "sample_id",
+    "status",
+    "error_type",
+    "correct",
+    "visual_tokens_full",
+    "visual_tokens_kept",
+    "peak_memory_bytes",
+    *(f"seconds_{phase}" for phase in PHASES),
+)
+"""The columns that `summarize` reads."""
+
+
+def summarize(table: pa.Table) -> dict[str, Any]:
+    """Counts, accuracy and costs of the rows of an output.
+
+    Accuracy is over the rows whose right answer is known; errors count as neither right nor wrong. Seconds are sums
+    over rows; what the questions of a clip share is in the first of them.
+    """
+    ok = pc.equal(table["status"], "ok")
+    errors = pc.value_counts(table["error_type"].drop_null()).to_pylist()
+    full, kept = (pc.sum(table[f"visual_tokens_{which}"]).as_py() for which in ("full", "kept"))
+    return {
+        "rows": table.num_rows,
+        "ok": pc.sum(ok).as_py() or 0,
+        "errors": {count["values"]: count["counts"] for count in sorted(errors, key=lambda count: -count["counts"])},
+        "scored": table["correct"].drop_null().length() if table.num_rows else 0,
+        "accuracy": pc.mean(table["correct"]).as_py(),
+        "visual_tokens_full": pc.mean(table["visual_tokens_full"]).as_py(),
+        "visual_tokens_kept": pc.mean(table["visual_tokens_kept"]).as_py(),
+        "kept_fraction": kept / full if full else None,
+        "seconds": {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in PHASES},
+        "peak_memory_bytes": pc.max(table["peak_memory_bytes"]).as_py(),
+    }
+
+
+def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = None) -> str:
+    """The closing lines of a job, for people.
+
+    Args:
+        pace: of this run: `videos`, `rows` and `seconds`; None when there was nothing left to do.
+    """
+    failed = summary["rows"] - summary["ok"]
+    lines = [f"rows      {summary['rows']}: {summary['ok']} ok, {failed} with an error"]
+    lines += [f"          {count} x {kind}" for kind, count in summary["errors"].items()]
+    if summary["accuracy"] is not None:
+        lines.append(f"accuracy  {100 * summary['accuracy']:.1f} % of {summary['scored']} rows with a known answer")
+    if summary["kept_fraction"] is not None:
+        kept, full = summary["visual_tokens_kept"], summary["visual_tokens_full"]
+        lines.append(f"tokens    {kept:.1f} of {full:.1f} visual tokens kept ({100 * summary['kept_fraction']:.1f} %)")
+    if any(summary["seconds"].values()):
+        total = sum(summary["seconds"].values())
+        parts = (f"{phase} {value:.1f} s ({100 * value / total:.0f} %)" for phase, value in summary["seconds"].items())
+        lines.append(f"time      {', '.join(parts)}")
+    if summary["peak_memory_bytes"]:
+        lines.append(f"memory    {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most in a worker")
+    if pace is not None:
+        work = f"{pace['videos']} videos, {pace['rows']} rows in {pace['seconds']:.1f} s"
+        lines.append(f"this run  {work}: {pace['videos'] / pace['seconds']:.2g} videos/s")
+    return "\n".join(lines)

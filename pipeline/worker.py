@@ -1,0 +1,41 @@
+"""What a worker of the main job holds: a model that answers all questions of a clip."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from pipeline.answers import Question, VideoQA
+from pipeline.config import JobConfig
+from pipeline.manifest import Clip
+from pipeline.stages import TimedVideo, answer_columns, decode_clip
+
+
+class ClipAnswerer:
+    """Answers clips; the engine's `Answerer`.
+
+    Args:
+        threads: CPU threads that the model may use.
+
+    Raises:
+        ConfigError: the model can't be loaded or pruned as the configuration says.
+    """
+
+    def __init__(self, config: JobConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.config = config
+        self.model = VideoQA(config)
+
+    @property
+    def decode(self) -> Callable[[Clip], TimedVideo]:
+        return partial(decode_clip, frames=self.config.frames, size=self.model.frame_size)
+
+    def answer(self, clip: Clip, video: TimedVideo) -> list[dict[str, Any]]:
+        """The answer columns of each of the clip's rows."""
+        questions = [Question(question=row.question, options=row.options, answer=row.answer) for row in clip.rows]
+        try:
+            return answer_columns(video, self.model.answer(video.video, questions))
+        except torch.AcceleratorError as error:
+            # After an error on the device every later call fails; a new process gets a sound one.
+            raise SystemExit(f"the device failed: {error}") from error

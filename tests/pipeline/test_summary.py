@@ -1,0 +1,47 @@
+"""The summary counts what the rows say."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.output import ANSWER_SCHEMA
+from pipeline.summary import format_summary, summarize
+
+
+def table(rows: list[dict[str, Any]]) -> pa.Table:
+    schema = pa.schema([pa.field("sample_id", pa.string()), *ANSWER_SCHEMA])
+    return pa.Table.from_pylist([{"sample_id": str(i)} | row for i, row in enumerate(rows)], schema=schema)
+
+
+def answer(correct: bool | None, **columns: Any) -> dict[str, Any]:
+    shared = {"visual_tokens_full": 100, "visual_tokens_kept": 25.0, "seconds_vision": 0.5, "seconds_decode": 0.25}
+    return {"status": "ok", "correct": correct, "peak_memory_bytes": 2**20} | shared | columns
+
+
+def test_summary_of_answers_and_errors() -> None:
+    error = {"status": "error", "error_type": "video_missing"}
+    other = {"status": "error", "error_type": "worker_died"}
+    large = answer(None, visual_tokens_full=300, visual_tokens_kept=75.0, peak_memory_bytes=2**21)
+    summary = summarize(table([answer(True), answer(False), other, error, error, answer(True), large]))
+    assert summary == {
+        "rows": 7,
+        "ok": 4,
+        "errors": {"video_missing": 2, "worker_died": 1},
+        "scored": 3,
+        "accuracy": 2 / 3,
+        "visual_tokens_full": 150,
+        "visual_tokens_kept": 37.5,
+        "kept_fraction": 0.25,
+        "seconds": {"decode": 1.0, "vision": 2.0, "prefill": 0.0, "generate": 0.0},
+        "peak_memory_bytes": 2**21,
+    }
+    text = format_summary(summary, {"videos": 5, "rows": 7, "seconds": 2.5})
+    for words in ("7: 4 ok, 3 with an error", "2 x video_missing", "66.7 % of 3 rows", "(25.0 %)", "2 videos/s"):
+        assert words in text
+
+
+def test_summary_without_any_answer() -> None:
+    for rows in ([], [{"status": "error", "error_type": "video_missing"}]):
+        summary = summarize(table(rows))
+        assert (summary["rows"], summary["ok"], summary["accuracy"]) == (len(rows), 0, None)
+        assert "accuracy" not in format_summary(summary)
