@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -73,3 +74,70 @@ def single_stage(geometry: Geometry, retention_ratio: float, name: str = "vision
             f"use at least {1 / geometry.num_tokens:.4f}"
         )
     return Plan(entering=count, names={-1: name})
+
+
+def scaled_layers(layers: Sequence[int], num_layers: int, published_depth: int = 32) -> tuple[int, ...]:
+    """Layers at the same relative depths in a model of `num_layers`, each at least 1 and beyond the one before."""
+    scaled: list[int] = []
+    for layer in layers:
+        scaled.append(max(scaled[-1] + 1 if scaled else 1, round(layer * num_layers / published_depth)))
+    return tuple(scaled)
+
+
+def solve_stages(
+    geometry: Geometry,
+    retention_ratio: float,
+    layers: Sequence[int],
+    counts: Callable[[float], Sequence[int]],
+    *,
+    before_model: bool = False,
+) -> Plan:
+    """The plan that meets a ratio with a stage before each of `layers` of the language model.
+
+    Args:
+        counts: the tokens left after each stage, for a scale from 0 to 1; no count falls as the scale rises. The
+            largest scale that the ratio allows is taken, and the last stage keeps what rounding leaves over.
+        before_model: there is a stage before the language model too, the first in `counts`.
+
+    Raises:
+        UnreachableBudgetError: the counts for scale 0 are more than the ratio allows.
+        ValueError: the layers don't ascend from 1 to the model's last.
+    """
+    bounds = (*layers, geometry.num_layers)
+    if not layers or layers[0] < 1 or list(bounds) != sorted(set(bounds)):
+        raise ValueError(f"layers must ascend and lie between 1 and {geometry.num_layers - 1}, got {tuple(layers)}")
+    starts = (0, *layers) if before_model else tuple(layers)
+    widths = [end - start for start, end in zip(starts, (*starts[1:], geometry.num_layers), strict=True)]
+    total, untouched = geometry.total(retention_ratio), starts[0] * geometry.num_tokens
+
+    def spent(scale: float) -> int:
+        return untouched + sum(map(operator.mul, counts(scale), widths))
+
+    if spent(0) > total + geometry.num_layers / 2:
+        raise UnreachableBudgetError(
+            f"retention_ratio {retention_ratio} can't be reached with stages before layers "
+            f"{', '.join(map(str, layers))} of {geometry.num_layers}: the least is "
+            f"{spent(0) / geometry.total(1):.4f}; use a higher ratio or earlier layers"
+        )
+    scale = _largest(lambda scale: spent(scale) <= total)
+    kept = list(counts(scale))
+    before = kept[-2] if len(kept) > 1 else geometry.num_tokens
+    kept[-1] = min(before, kept[-1] + max(0, round((total - spent(scale)) / widths[-1])))
+    stages = dict(zip(starts, kept, strict=True))
+    return Plan(entering=stages.pop(0, geometry.num_tokens), layers=stages, names={-1: "vision"})
+
+
+def _largest(allowed: Callable[[float], bool]) -> float:
+    """The largest scale in [0, 1] that is allowed, by bisection; 0 if none is."""
+    if allowed(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if allowed(middle) else (low, middle)
+    return low
+
+
+def shares_to_counts(num_tokens: int, shares: Sequence[float]) -> list[int]:
+    """Tokens left after each stage when that keeps a share of all; truncated, as in PyramidDrop, and at least 1."""
+    return [max(1, int(num_tokens * share)) for share in shares]

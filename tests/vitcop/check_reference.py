@@ -9,21 +9,27 @@ line for each file (`fastv 3/3 equal`) and what differs where something does; ex
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.vitcop.reference_checks import Check, before_model, load_cases
+from tests.vitcop.reference_checks import Check, before_model, inside_model, load_cases
 from tests.vitcop.reference_checks.vitcop_stages import vitcop
 
-CHECKS: dict[str, Check] = {"vitcop_vectors": vitcop} | before_model.CHECKS
+CHECKS: dict[str, Check] = {"vitcop_vectors": vitcop} | before_model.CHECKS | inside_model.CHECKS
+
+
+def matching(path: Path) -> list[str]:
+    """The names of checks that a file's name begins with, up to a boundary (`fastvid` does not begin with `fastv`)."""
+    return [name for name in CHECKS if re.match(rf"{name}(?![a-z0-9])", path.stem)]
 
 
 def find_check(path: Path) -> Check:
     """The check whose name begins the file's name, the longest such."""
-    names = [name for name in CHECKS if path.stem.startswith(name)]
+    names = matching(path)
     if not names:
         raise SystemExit(f"{path}: no check of that name; known are {', '.join(sorted(CHECKS))}")
     return CHECKS[max(names, key=len)]
@@ -33,7 +39,7 @@ def files(paths: Iterable[Path]) -> list[Path]:
     found = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.rglob("*.npz") if any(file.stem.startswith(name) for name in CHECKS))
+            found += sorted(file for file in path.rglob("*.npz") if matching(file))
         elif path.is_file():
             found.append(path)
         else:

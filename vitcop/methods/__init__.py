@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vitcop.methods.base import Method as Method
 from vitcop.methods.evs import EVS as EVS
+from vitcop.methods.fastv import FastV as FastV
+from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
 from vitcop.methods.vitcop import ViTCoP as ViTCoP
 

@@ -1,0 +1,149 @@
+"""Methods that prune inside the language model against vectors recorded from their published code.
+
+A case becomes the `LayerTokens` that a model would show the method, with one recorded layer behind them; the method's
+own `select_layer` then chooses, for the counts that the published code was given.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from tests.vitcop.reference_checks import Case, Check, close, same_indices
+from vitcop.budget import Geometry, Plan, shares_to_counts
+from vitcop.families import LlavaOnevision
+from vitcop.families.base import rotate
+from vitcop.methods.base import Method
+from vitcop.methods.fastv import FastV
+from vitcop.methods.inside import last_token_attention
+from vitcop.methods.pyramiddrop import PyramidDrop
+from vitcop.selection import Selection
+from vitcop.tokens import LayerTokens
+
+GEOMETRY = Geometry(num_layers=32, frames=1, height=1, width=1)
+"""Methods ask a geometry for the model's depth only, once the counts are given."""
+
+
+class RecordedLayer(LlavaOnevision):
+    """A family whose language model has one layer: the recorded weights."""
+
+    def __init__(self, case: Case, layer: int, stage: str = "") -> None:
+        dim = int(case["head_dim"])
+        attention = SimpleNamespace(head_dim=dim, scaling=dim**-0.5)
+        for kind in ("q", "k"):
+            if f"{stage}{kind}_proj_weight" in case:
+                bias = case.get(f"{stage}{kind}_proj_bias")
+                setattr(
+                    attention, f"{kind}_proj", partial(linear, weight=case[f"{stage}{kind}_proj_weight"], bias=bias)
+                )
+        norm = case.get(f"{stage}input_layernorm_weight")
+        block = SimpleNamespace(self_attn=attention, input_layernorm=partial(_rms_norm, case, norm))
+        final = partial(_rms_norm, case, case.get("final_norm_weight"))
+        self.text = SimpleNamespace(layers={layer: block}, norm=final, rotary_emb=partial(_rotary, case))
+
+
+def _rms_norm(case: Case, weight: Tensor | None, hidden: Tensor) -> Tensor:
+    if weight is None:
+        return hidden
+    return hidden * (hidden.square().mean(dim=-1, keepdim=True) + case["rms_norm_eps"]).rsqrt() * weight
+
+
+def _rotary(case: Case, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    dim = int(case["head_dim"])
+    theta = float(case.get("rope_theta", torch.tensor(10000.0)))
+    frequency = theta ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angle = (positions[..., None] * frequency).repeat(*[1] * positions.dim(), 2)
+    return angle.cos(), angle.sin()
+
+
+def recorded_tokens(
+    case: Case, family: RecordedLayer, layer: int, hidden: Tensor, visual: int, *, after_layer: bool
+) -> LayerTokens:
+    """The tokens about to enter `layer`, in one row, of which `visual` follow the prefix.
+
+    `hidden` (S, D) is what enters `layer`, or with `after_layer` what entered the layer before, whose keys then are
+    in the cache.
+    """
+    length, prefix = len(hidden), int(case["prefix_len"])
+    rotary = family.rotary_at(hidden[None], torch.arange(length)[None])
+    keys = family.rotated_keys(layer - 1, hidden[None], rotary) if after_layer else torch.zeros(1, 1, length, 1)
+    return LayerTokens(
+        family=family,
+        layer=layer,
+        hidden=hidden[None],
+        visual=torch.arange(prefix, prefix + visual)[None],
+        index=torch.arange(visual)[None],
+        labels=None,
+        previous_keys=keys,
+        previous_values=keys,
+        previous_hidden=hidden[None] if after_layer else None,
+        embeds=None,
+        embeds_visual=None,
+        valid=None,
+        rotary=rotary,
+        after=torch.tensor([length - prefix - visual]),
+        next_position=torch.tensor([length]),
+    )
+
+
+def select(method: Method, tokens: LayerTokens, count: int) -> Selection:
+    return method.select_layer(tokens, Plan(entering=tokens.visual.shape[1], layers={tokens.layer: count}), GEOMETRY)
+
+
+def in_sequence(tokens: LayerTokens, selection: Selection) -> Tensor:
+    """Ascending positions (S',) in the sequence of what stays: the text and the kept visual tokens."""
+    alive = torch.ones(tokens.hidden.shape[1], dtype=torch.bool)
+    alive[tokens.visual[0]] = False
+    alive[tokens.visual[0][selection.keep[0]]] = True
+    return alive.nonzero().flatten()
+
+
+def fastv(case: Case) -> list[str]:
+    layer, visual = int(case["agg_layer"]), int(case["visual_len"])
+    family = RecordedLayer(case, layer - 1)
+    tokens = recorded_tokens(case, family, layer, case["hidden_layer_in"], visual, after_layer=True)
+    keep = in_sequence(tokens, select(FastV(retention_ratio=0.5), tokens, int(case["attention_rank"])))
+    return _differing(
+        keys=close(tokens.previous_keys[0], case["keys"]),
+        visual_score=close(last_token_attention(tokens, own_layer=False)[0], case["visual_score"]),
+        keep_index=same_indices(keep, case["keep_index"]),
+        positions_out=same_indices(keep, case["positions_out"]),
+    )
+
+
+def pyramiddrop(case: Case) -> list[str]:
+    counts = shares_to_counts(int(case["s0_visual_in"]), case["ratio_list"].tolist()[1:])
+    return _ranked_stages(case, PyramidDrop(retention_ratio=0.5), counts)
+
+
+def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
+    """Stages that rank by the coming layer. Positions are renumbered, as published; models keep the original ones."""
+    differing, original = [], torch.arange(len(case["s0_hidden_in"]))
+    for stage, count in enumerate(counts):
+        recorded = {name.removeprefix(f"s{stage}_"): value for name, value in case.items()}
+        layer, visual = int(recorded["rank_layer"]), int(recorded["visual_in"])
+        family = RecordedLayer(case, layer, f"s{stage}_")
+        tokens = recorded_tokens(case, family, layer, recorded["hidden_in"], visual, after_layer=False)
+        query = rotate(family.queries(layer, tokens.hidden[:, -1:]), tuple(part[:, -1:] for part in tokens.rotary))
+        keep = in_sequence(tokens, select(method, tokens, count))
+        original = original[keep]
+        differing += _differing(
+            f"s{stage}_",
+            query_last=close(query[0, :, 0], recorded["query_last"]),
+            visual_kept=count == int(recorded["visual_kept"]),
+            visual_score=close(last_token_attention(tokens, own_layer=True)[0], recorded["visual_score_derived"]),
+            keep_local=same_indices(keep, recorded["keep_local"]),
+            keep_original=same_indices(original, recorded["keep_original"]),
+        )
+    return differing
+
+
+def _differing(prefix: str = "", **equal: bool) -> list[str]:
+    return [prefix + name for name, same in equal.items() if not same]
+
+
+CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop}
