@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tests.vitcop.reference_checks import Case, Check, same_indices
+from tests.vitcop.reference_checks import Case, Check, close, same_indices
+from vitcop.methods.divprune import divprune_order
 from vitcop.methods.evs import evs_scores
+from vitcop.methods.quotas import meet_count
+from vitcop.methods.similarity import unit
+from vitcop.methods.vcast import curvature, vcast_select
+from vitcop.methods.vidcom2 import steady_channels, vidcom2_likeness, vidcom2_select, vidcom2_shares
 from vitcop.selection import top_k_in_order
 
 
@@ -20,10 +25,63 @@ def evs(case: Case) -> list[str]:
     )
 
 
+def vidcom2(case: Case) -> list[str]:
+    frames, ratio = _frames(case), 1 - float(case["q"])
+    to_clip, to_frame = vidcom2_likeness(frames)
+    mask = vidcom2_select(to_clip, to_frame, ratio)
+    count = max(frames.shape[1], int(to_clip[0].numel() * ratio))
+    exact = meet_count(mask.flatten(1), -(to_clip + to_frame).flatten(1), count)
+    published, exact = _kept(mask), _kept(exact)
+    channels = case["video_embeds"][:, case["low_var_channels"]]
+    return _differing(
+        low_var_channels=same_indices(steady_channels(frames)[0].flatten(0, 1), channels),
+        vid_score=close(to_clip[0], case["vid_score"]),
+        frame_score=close(to_frame[0], case["frame_score"]),
+        scales=close(vidcom2_shares(to_clip, ratio)[0], case["scales"]),
+        kept_orig=same_indices(published, case["kept_orig"]),
+        per_frame_orig=same_indices(_per_frame(published, frames), case["per_frame_orig"]),
+        n_retained_vllm=count == int(case["n_retained_vllm"]),
+        kept_vllm=same_indices(exact, case["kept_vllm"]),
+        per_frame_vllm=same_indices(_per_frame(exact, frames), case["per_frame_vllm"]),
+    )
+
+
+def divprune(case: Case) -> list[str]:
+    frames = _frames(case)
+    count = round(float(case["ratio"]) * frames.shape[1] * frames.shape[2])
+    order = divprune_order(frames, count)[0]
+    keep = order.sort().values
+    return _differing(
+        selection_order=same_indices(order, case["selection_order"]),
+        kept=same_indices(keep, case["kept"].sort().values),
+        per_frame=same_indices(_per_frame(keep, frames), case["per_frame"]),
+    )
+
+
+def vcast(case: Case) -> list[str]:
+    frames, temperature, least = _frames(case), float(case["budget_temp"]), int(case["min_k"])
+    count = max(round(float(case["ratio"]) * frames.shape[1] * frames.shape[2]), least * frames.shape[1])
+    keep = _kept(vcast_select(frames, count, temperature, least))
+    bend = curvature(unit(frames.mean(dim=2)))[0]
+    return _differing(
+        curvature=close(bend, case["curvature"]),
+        frame_weights=close((bend / temperature).softmax(dim=0), case["frame_weights"]),
+        total_budget=count == int(case["total_budget"]),
+        per_frame=same_indices(_per_frame(keep, frames), case["per_frame"]),
+        kept=same_indices(keep, case["kept"]),
+        deepstack0_kept=same_indices(case["deepstack0"][keep], case["deepstack0_kept"]),
+    )
+
+
 def _frames(case: Case) -> Tensor:
     """The case's features as one clip (1, T, N, C)."""
     count = int(case["thw"][0])
     return case["video_embeds"].unflatten(0, (count, -1))[None]
+
+
+def _kept(mask: Tensor) -> Tensor:
+    """Flat indices of the True entries of a clip's mask."""
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def _per_frame(keep: Tensor, frames: Tensor) -> Tensor:
@@ -34,4 +92,4 @@ def _differing(**equal: bool) -> list[str]:
     return [name for name, same in equal.items() if not same]
 
 
-CHECKS: dict[str, Check] = {"evs": evs}
+CHECKS: dict[str, Check] = {"divprune": divprune, "evs": evs, "vcast": vcast, "vidcom2": vidcom2}

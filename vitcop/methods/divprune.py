@@ -1,0 +1,36 @@
+"""DivPrune (CVPR 2025, arXiv 2503.02175): the most diverse set of tokens, greedily."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vitcop.budget import Geometry, Plan
+from vitcop.methods.before import BeforeModel
+from vitcop.methods.similarity import farthest_points, unit
+from vitcop.selection import Selection
+from vitcop.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivPrune(BeforeModel):
+    """Solve the max-min diversity problem over all tokens of the clip greedily, on cosine distance.
+
+    The first token is the one whose nearest neighbour is farthest; each further one is the farthest from those chosen,
+    `argmax_j min_(i in S) (1 - cos(i, j))`. Question-blind, needs no attention.
+
+    Deviations: a chosen token is never chosen again, which the published code leaves to its distance being about 0.
+    Positions stay the original ones, tokens in their original order.
+    """
+
+    name: ClassVar[str] = "divprune"
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        return Selection(keep=divprune_order(tokens.features, plan.entering).sort(dim=1).values)
+
+
+def divprune_order(features: Tensor, count: int) -> Tensor:
+    """Flat indices (B, count) of tokens (B, F, N, D) in the order in which they are chosen."""
+    return farthest_points(unit(features).flatten(1, 2), count)
