@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitcop.methods.base import Method as Method
+from vitcop.methods.dart import DART as DART
 from vitcop.methods.divprune import DivPrune as DivPrune
 from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.fastv import FastV as FastV

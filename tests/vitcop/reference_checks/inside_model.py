@@ -18,6 +18,7 @@ from vitcop.budget import Geometry, Plan, shares_to_counts
 from vitcop.families import LlavaOnevision
 from vitcop.families.base import rotate
 from vitcop.methods.base import Method
+from vitcop.methods.dart import DART, take_least_similar
 from vitcop.methods.fastv import FastV
 from vitcop.methods.inside import last_token_attention
 from vitcop.methods.pyramiddrop import PyramidDrop
@@ -61,16 +62,15 @@ def _rotary(case: Case, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tens
 
 
 def recorded_tokens(
-    case: Case, family: RecordedLayer, layer: int, hidden: Tensor, visual: int, *, after_layer: bool
+    case: Case, family: RecordedLayer, layer: int, hidden: Tensor, visual: int, *, previous_keys: Tensor | None = None
 ) -> LayerTokens:
     """The tokens about to enter `layer`, in one row, of which `visual` follow the prefix.
 
-    `hidden` (S, D) is what enters `layer`, or with `after_layer` what entered the layer before, whose keys then are
-    in the cache.
+    `hidden` (S, D) stands for the input of `layer` and of the layer before; that one's keys (G, S, d_h) are as given.
     """
     length, prefix = len(hidden), int(case["prefix_len"])
     rotary = family.rotary_at(hidden[None], torch.arange(length)[None])
-    keys = family.rotated_keys(layer - 1, hidden[None], rotary) if after_layer else torch.zeros(1, 1, length, 1)
+    keys = torch.empty(1, 0, length, 0) if previous_keys is None else previous_keys[None]
     return LayerTokens(
         family=family,
         layer=layer,
@@ -80,7 +80,7 @@ def recorded_tokens(
         labels=None,
         previous_keys=keys,
         previous_values=keys,
-        previous_hidden=hidden[None] if after_layer else None,
+        previous_hidden=hidden[None],
         embeds=None,
         embeds_visual=None,
         valid=None,
@@ -105,10 +105,12 @@ def in_sequence(tokens: LayerTokens, selection: Selection) -> Tensor:
 def fastv(case: Case) -> list[str]:
     layer, visual = int(case["agg_layer"]), int(case["visual_len"])
     family = RecordedLayer(case, layer - 1)
-    tokens = recorded_tokens(case, family, layer, case["hidden_layer_in"], visual, after_layer=True)
+    hidden = case["hidden_layer_in"]
+    keys = family.rotated_keys(layer - 1, hidden[None], family.rotary_at(hidden, torch.arange(len(hidden))[None]))[0]
+    tokens = recorded_tokens(case, family, layer, hidden, visual, previous_keys=keys)
     keep = in_sequence(tokens, select(FastV(retention_ratio=0.5), tokens, int(case["attention_rank"])))
     return _differing(
-        keys=close(tokens.previous_keys[0], case["keys"]),
+        keys=close(keys, case["keys"]),
         visual_score=close(last_token_attention(tokens, own_layer=False)[0], case["visual_score"]),
         keep_index=same_indices(keep, case["keep_index"]),
         positions_out=same_indices(keep, case["positions_out"]),
@@ -127,7 +129,7 @@ def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
         recorded = {name.removeprefix(f"s{stage}_"): value for name, value in case.items()}
         layer, visual = int(recorded["rank_layer"]), int(recorded["visual_in"])
         family = RecordedLayer(case, layer, f"s{stage}_")
-        tokens = recorded_tokens(case, family, layer, recorded["hidden_in"], visual, after_layer=False)
+        tokens = recorded_tokens(case, family, layer, recorded["hidden_in"], visual)
         query = rotate(family.queries(layer, tokens.hidden[:, -1:]), tuple(part[:, -1:] for part in tokens.rotary))
         keep = in_sequence(tokens, select(method, tokens, count))
         original = original[keep]
@@ -142,8 +144,36 @@ def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
     return differing
 
 
+def dart(case: Case) -> list[str]:
+    """The pivots take their turn in the order of a Python set, as published."""
+    layer, prefix, visual = int(case["pruning_loc"]), int(case["prefix_len"]), int(case["visual_len"])
+    number = {f"pivot_{kind}_tokens": int(case[f"pivot_{kind}_token"]) for kind in ("image", "text")}
+    tokens = recorded_tokens(
+        case, RecordedLayer(case, layer), layer, case["hidden_in"], visual, previous_keys=case["keys"]
+    )
+    pivot_visual, pivot_text = DART(retention_ratio=0.5, **number).pivots(tokens)
+    places = torch.cat([pivot_visual[0] + prefix, pivot_text[0]]).tolist()
+    order = torch.tensor(list(set(places)))
+    share = int(visual * (1 - float(case["reduction_ratio"])) / sum(number.values()))
+    after_turn = [
+        take_least_similar(tokens, pivot_visual, order[None, :turn], [share] * turn)[0] + prefix
+        for turn in range(len(order) + 1)
+    ]
+    picked = [torch.cat([case["pivot_visual"], *case["picked_per_pivot"][:turn]]) for turn in range(len(order) + 1)]
+    keep = in_sequence(tokens, Selection(keep=after_turn[-1][None] - prefix))
+    return _differing(
+        pivot_visual=same_indices(pivot_visual[0] + prefix, case["pivot_visual"]),
+        pivot_text=same_indices(pivot_text[0], case["pivot_text"]),
+        pivot_order=same_indices(order, case["pivot_order"]),
+        token_topk=share == int(case["token_topk"]),
+        picked_per_pivot=all(same_indices(o, p.sort().values) for o, p in zip(after_turn, picked, strict=True)),
+        keep_index=same_indices(keep, case["keep_index"]),
+        positions_out=same_indices(keep, case["positions_out"]),
+    )
+
+
 def _differing(prefix: str = "", **equal: bool) -> list[str]:
     return [prefix + name for name, same in equal.items() if not same]
 
 
-CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop}
+CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop, "dart": dart}

@@ -1,0 +1,78 @@
+"""DART (arXiv 2502.11494): keep what differs most from a few pivots, instead of what matters most."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vitcop.budget import Geometry, Plan
+from vitcop.methods.inside import OneLayer
+from vitcop.methods.similarity import unit
+from vitcop.selection import Selection, take, true_indices
+from vitcop.tokens import LayerTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class DART(OneLayer):
+    """Before layer K, keep the visual tokens least similar to pivots: the tokens of largest L1 key norm.
+
+    Pivots are some visual tokens, which are kept, and some tokens of the question, which only steer the choice. One
+    pivot after another takes its share of the visual tokens left, those of lowest cosine similarity to it; hidden
+    states are compared under the model's final norm, key norms are of layer K - 1. Source: Duplication-aware token
+    reduction, as in LightCompress; K = 2. Question-aware through the text pivots.
+
+    Deviations: pivots take their turn in order of norm, visual ones first (the published order is that of a Python
+    set, which is arbitrary); shares add up to the budget exactly. A question shorter than the number of text pivots
+    repeats its strongest one. Positions stay the original ones, as published.
+
+    Attributes:
+        pivot_image_tokens, pivot_text_tokens: number of pivots of each kind.
+    """
+
+    name: ClassVar[str] = "dart"
+    query_aware: ClassVar[bool] = True
+
+    pivot_image_tokens: int = 4
+    pivot_text_tokens: int = 4
+
+    def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        count = plan.layers[tokens.layer]
+        visual, text = self.pivots(tokens)
+        visual = visual[:, :count]
+        places = torch.cat([take(tokens.visual, visual), text], dim=1)
+        each, extra = divmod(count - visual.shape[1], places.shape[1])
+        shares = [each + (turn < extra) for turn in range(places.shape[1])]
+        return Selection(keep=take_least_similar(tokens, visual, places, shares))
+
+    def pivots(self, tokens: LayerTokens) -> tuple[Tensor, Tensor]:
+        """Indices among the visual tokens (B, pi), and positions of text tokens (B, pt), of largest L1 key norm."""
+        norm = tokens.previous_keys.float().abs().sum(dim=(1, 3))
+        visual = norm.gather(1, tokens.visual).argsort(dim=1, descending=True, stable=True)
+        text = norm.masked_fill(~tokens.question, -1).argsort(dim=1, descending=True, stable=True)
+        text = text[:, : self.pivot_text_tokens]
+        text = torch.where(tokens.question.gather(1, text), text, text[:, :1])
+        return visual[:, : self.pivot_image_tokens], text
+
+
+def take_least_similar(tokens: LayerTokens, chosen: Tensor, pivots: Tensor, shares: Sequence[int]) -> Tensor:
+    """Add to the visual tokens `chosen` (B, c) what each pivot in turn takes: the least similar ones left.
+
+    Args:
+        pivots: (B, P) positions in the sequence, in the order of their turns.
+        shares: how many visual tokens each pivot takes.
+
+    Returns:
+        (B, c + sum(shares)) ascending indices among the visual tokens.
+    """
+    points = unit(tokens.family.final_norm(tokens.features))
+    centres = unit(tokens.family.final_norm(take(tokens.hidden, pivots)))
+    similarity = centres @ points.transpose(1, 2)
+    taken = torch.zeros_like(tokens.visual, dtype=torch.bool).scatter_(1, chosen, True)
+    for turn, share in enumerate(shares):
+        order = similarity[:, turn].masked_fill(taken, float("inf")).argsort(dim=1, stable=True)
+        taken.scatter_(1, order[:, :share], True)
+    return true_indices(taken, chosen.shape[1] + sum(shares))
