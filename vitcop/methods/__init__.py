@@ -7,10 +7,12 @@ from vitcop.methods.dart import DART as DART
 from vitcop.methods.divprune import DivPrune as DivPrune
 from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.fastv import FastV as FastV
+from vitcop.methods.kmeans import KMeans as KMeans
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
 from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2
+from vitcop.methods.visionzip import VisionZip as VisionZip
 from vitcop.methods.vitcop import ViTCoP as ViTCoP
 
 METHODS: dict[str, type[Method]] = {

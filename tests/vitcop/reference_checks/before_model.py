@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tests.vitcop.reference_checks import Case, Check, close, same_indices
@@ -11,7 +12,8 @@ from vitcop.methods.quotas import meet_count
 from vitcop.methods.similarity import unit
 from vitcop.methods.vcast import curvature, vcast_select
 from vitcop.methods.vidcom2 import steady_channels, vidcom2_likeness, vidcom2_select, vidcom2_shares
-from vitcop.selection import top_k_in_order
+from vitcop.methods.visionzip import merged_selection, visionzip_select
+from vitcop.selection import apply_selection, top_k_in_order
 
 
 def evs(case: Case) -> list[str]:
@@ -73,6 +75,28 @@ def vcast(case: Case) -> list[str]:
     )
 
 
+def visionzip(case: Case) -> list[str]:
+    frames = _frames(case)
+    attention, keys = case["cls_attn"].sum(dim=1)[None, :, 1:], case["metric"][None, :, 1:]
+    number = torch.ones(frames.shape[1], dtype=torch.long)
+    counts = number * case["dominant_num"], number * case["contextual_num"]
+    dominant, target, joins = visionzip_select(attention, keys, *counts)
+    selection = merged_selection(dominant | target, target, joins, int(sum(counts).sum()))
+    features = apply_selection(selection, frames.flatten(1, 2))[0].unflatten(0, (len(number), -1))
+    gathered = target[dominant | target].unflatten(0, features.shape[:2])
+    return _differing(
+        kept_dominant=same_indices(_kept(dominant), case["kept_dominant"].sort().values),
+        kept_contextual=same_indices(_kept(target), case["kept_contextual"]),
+        contextual_targets=same_indices(
+            (target.nonzero()[:, 2] + 1).view_as(case["contextual_targets"]), case["contextual_targets"]
+        ),
+        kept=same_indices(selection.keep[0], case["kept"].sort().values),
+        per_frame=same_indices(_per_frame(selection.keep[0], frames), case["per_frame"]),
+        merged=close(features[~gathered], case["merged"][:, 1 : 1 + counts[0][0]].flatten(0, 1))
+        and close(features[gathered], case["merged"][:, 1 + counts[0][0] :].flatten(0, 1)),
+    )
+
+
 def _frames(case: Case) -> Tensor:
     """The case's features as one clip (1, T, N, C)."""
     count = int(case["thw"][0])
@@ -92,4 +116,10 @@ def _differing(**equal: bool) -> list[str]:
     return [name for name, same in equal.items() if not same]
 
 
-CHECKS: dict[str, Check] = {"divprune": divprune, "evs": evs, "vcast": vcast, "vidcom2": vidcom2}
+CHECKS: dict[str, Check] = {
+    "divprune": divprune,
+    "evs": evs,
+    "vcast": vcast,
+    "vidcom2": vidcom2,
+    "visionzip": visionzip,
+}
