@@ -10,6 +10,7 @@ from vitcop.methods.fastv import FastV as FastV
 from vitcop.methods.kmeans import KMeans as KMeans
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
+from vitcop.methods.random_stages import RandomStages as RandomStages
 from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2
 from vitcop.methods.visionzip import VisionZip as VisionZip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from vitcop.budget import Geometry, Plan, single_stage
 from vitcop.methods.base import Method
@@ -15,7 +16,7 @@ from vitcop.tokens import VisualTokens
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """Keep tokens at random before the language model; the same ones for the same seed and shape.
+    """Keep tokens at random before the language model; the same ones for the same seed and shape of a clip.
 
     Attributes:
         seed: starts the generator, which runs on the CPU, so that every device keeps the same tokens.
@@ -29,6 +30,11 @@ class Random(Method):
         return single_stage(geometry, self.retention_ratio)
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
-        generator = torch.Generator().manual_seed(self.seed)
-        score = torch.rand(len(tokens.features), geometry.num_tokens, generator=generator)
-        return Selection(keep=top_k_in_order(score, plan.entering).to(tokens.features.device))
+        keep = top_k_in_order(random_scores(self.seed, geometry), plan.entering)
+        return Selection(keep=keep.to(tokens.features.device).expand(len(tokens.features), -1))
+
+
+def random_scores(seed: int, geometry: Geometry, stage: int = 0) -> Tensor:
+    """Scores (V,) of a clip's tokens, on the CPU: the same ones for the same seed and shape, others for each stage."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(geometry.num_layers + 1, geometry.num_tokens, generator=generator)[stage]

@@ -146,7 +146,7 @@ class ViTCoP(Method):
         return max(1, int((self.cluster_fraction or 0.09 + 0.27 * self.retention_ratio) * kept))
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
-        saliency, count = self.saliency(tokens), plan.layers[tokens.layer]
+        saliency, count = self.saliency(tokens, geometry), plan.layers[tokens.layer]
         shallow, _ = self.layers(geometry.num_layers)
         if tokens.layer != shallow:
             return Selection(keep=top_k_in_order(saliency, count))
@@ -156,7 +156,7 @@ class ViTCoP(Method):
         clusters = per_frame * len(frames_with_tokens(plan.entering, geometry.frames, 0, geometry.frames))
         return select_in_clusters(saliency, tokens.labels, clusters, count, self.merge)
 
-    def saliency(self, tokens: LayerTokens) -> Tensor:
+    def saliency(self, tokens: LayerTokens, geometry: Geometry) -> Tensor:
         """(B, K) score of each visual token; higher is more salient."""
         if self.key_score == "distance":
             return key_distance(tokens.keys)
