@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 
-def encoder_macs(config: Any, tokens: int) -> float:
-    """Multiply-accumulates of a plain vision encoder on one image of `tokens` patches, patch embedding included.
 
-    A layer costs `4 n d^2` for the projections, `2 n^2 d` for attention and `2 n d m` for the MLP.
+def linear_macs(module: nn.Module) -> int:
+    """Multiply-accumulates of a module's linear layers for one token, each applied once."""
+    return sum(part.in_features * part.out_features for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def encoder_macs(config: Any, patches: int, extra: int = 0) -> float:
+    """Multiply-accumulates of a plain vision encoder on one image of `patches`, patch embedding included.
+
+    A layer costs `4 n d^2` for the projections, `2 n^2 d` for attention and `2 n d m` for the MLP, with n tokens:
+    the patches and `extra` ones (CLS).
     """
-    dim, mlp = config.hidden_size, config.intermediate_size
+    dim, mlp, tokens = config.hidden_size, config.intermediate_size, patches + extra
     layer = tokens * (4 * dim * dim + 2 * dim * mlp) + 2 * tokens * tokens * dim
-    patch = tokens * dim * getattr(config, "num_channels", 3) * config.patch_size**2
-    return config.num_hidden_layers * layer + patch
+    side = config.patch_size
+    area = side * side if isinstance(side, int) else math.prod(side)
+    return config.num_hidden_layers * layer + patches * dim * getattr(config, "num_channels", 3) * area
 
 
 def decoder_macs(config: Any, lengths: Sequence[int]) -> float:

@@ -42,12 +42,14 @@ class Encoded:
         index: (B, K) number of each token within its clip, ascending.
         labels: (B, K) or None.
         deepstack: side features (B, K, D), one for each of the model's first layers.
+        fixed: (B, X, D) or None, for the placeholders that are no visual tokens.
     """
 
     features: Tensor
     index: Tensor
     labels: Tensor | None
     deepstack: tuple[Tensor, ...]
+    fixed: Tensor | None
 
 
 @dataclass
@@ -284,7 +286,7 @@ class prune:
         return encoded
 
     def _run_vision(self, inputs: dict[str, Any], state: Prefill) -> Encoded:
-        chunks = self.family.encode(inputs, self.method, self.frame_chunk)
+        chunks = self.family.encode(inputs, state.geometry, self.method, self.frame_chunk)
         if self.method.frame_local:
             return _concatenate([self._select(chunk, state) for chunk in _timed(chunks, self.clock)])
         whole = join_frames(list(chunks))
@@ -300,15 +302,15 @@ class prune:
             index=selection.keep + tokens.first_frame * state.geometry.tokens_per_frame,
             labels=selection.labels,
             deepstack=tuple(apply_selection(plain, side.flatten(1, 2)) for side in tokens.deepstack),
+            fixed=tokens.fixed,
         )
 
     def _enter(self, inputs: dict[str, Any], encoded: Encoded, state: Prefill) -> dict[str, Any]:
         """Replace ids and pixels by the embeddings of the tokens that stay, with their original positions."""
         family, ids, geometry = self.family, inputs["input_ids"], state.geometry
         batch, length = ids.shape
-        fixed = family.fixed_features(batch, geometry)
         offsets = family.token_offsets(geometry).to(ids.device)
-        count = len(offsets) + (0 if fixed is None else fixed.shape[1])
+        count = len(offsets) + (0 if encoded.fixed is None else encoded.fixed.shape[1])
         place = self._places(ids, count)
         others = torch.ones(count, dtype=torch.bool, device=ids.device).index_fill_(0, offsets, False)
         fixed_place = place[:, true_indices(others[None], count - len(offsets))[0]]
@@ -327,8 +329,8 @@ class prune:
 
         embeds = self.model.get_input_embeddings()(take(ids, positions))
         embeds = _put(embeds, sequence.visual, encoded.features)
-        if fixed is not None:
-            embeds = _put(embeds, torch.searchsorted(positions, fixed_place.contiguous()), fixed)
+        if encoded.fixed is not None:
+            embeds = _put(embeds, torch.searchsorted(positions, fixed_place.contiguous()), encoded.fixed)
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
@@ -553,20 +555,27 @@ def join_frames(chunks: list[VisualTokens]) -> VisualTokens:
     return replace(
         first,
         features=torch.cat([chunk.features for chunk in chunks], dim=1),
-        attention=None if first.attention is None else torch.cat([c.attention for c in chunks], dim=1),  # type: ignore[misc]
-        keys=None if first.keys is None else torch.cat([c.keys for c in chunks], dim=1),  # type: ignore[misc]
+        attention=_join([chunk.attention for chunk in chunks]),
+        keys=_join([chunk.keys for chunk in chunks]),
         deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(c.deepstack for c in chunks), strict=True)),
+        fixed=_join([chunk.fixed for chunk in chunks]),
     )
 
 
 def _concatenate(parts: list[Encoded]) -> Encoded:
-    labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts], dim=1)  # type: ignore[misc]
     return Encoded(
         features=torch.cat([part.features for part in parts], dim=1),
         index=torch.cat([part.index for part in parts], dim=1),
-        labels=labels,
+        labels=_join([part.labels for part in parts]),
         deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(p.deepstack for p in parts), strict=True)),
+        fixed=_join([part.fixed for part in parts]),
     )
+
+
+def _join(parts: list[Tensor | None]) -> Tensor | None:
+    """Concatenate along the token axis what the chunks have of one kind; None if none has any."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if there else None
 
 
 def _timed(chunks: Any, clock: Clock) -> Any:
@@ -620,4 +629,5 @@ def _repeat(encoded: Encoded, batch: int) -> Encoded:
         index=repeat(encoded.index),
         labels=None if encoded.labels is None else repeat(encoded.labels),
         deepstack=tuple(map(repeat, encoded.deepstack)),
+        fixed=None if encoded.fixed is None else repeat(encoded.fixed),
     )

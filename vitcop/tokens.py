@@ -29,6 +29,8 @@ class VisualTokens:
         keys: (B, F, N, d) or None. `k_proj` outputs of that layer (heads concatenated), pooled likewise.
         first_frame: number of the first frame here within the clip.
         deepstack: side features (B, F, N, D) that the model adds to the hidden states after its layers 0, 1, ...
+        fixed: (B, X, D) or None. What the model puts into these frames' other placeholders (a CLS token, a separator),
+            in their order; always kept, and counted as text.
     """
 
     features: Tensor
@@ -38,6 +40,7 @@ class VisualTokens:
     keys: Tensor | None = None
     first_frame: int = 0
     deepstack: Sequence[Tensor] = ()
+    fixed: Tensor | None = None
 
     @property
     def frames(self) -> int:

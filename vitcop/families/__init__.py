@@ -1,15 +1,28 @@
-"""Model families that can be pruned. A new one is a file here and a line in `FAMILIES`."""
+"""Model families that can be pruned. A new one is a file here and a line in `ADAPTERS`."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from vitcop.families.base import Family, UnsupportedInputError, UnsupportedModelError
+from vitcop.families.internvl import InternVL
+from vitcop.families.llava import Llava
+from vitcop.families.llava_next_video import LlavaNextVideo
 from vitcop.families.llava_onevision import LlavaOnevision
+from vitcop.families.qwen_vl import Qwen2_5VL, Qwen2VL, Qwen3VL
+from vitcop.families.video_llava import VideoLlava
 
-FAMILIES: dict[str, type[Family]] = {
-    model_type: family for family in (LlavaOnevision,) for model_type in family.model_types
-}
+ADAPTERS: tuple[type[Family], ...] = (
+    LlavaOnevision,
+    LlavaNextVideo,
+    VideoLlava,
+    Llava,
+    Qwen2VL,
+    Qwen2_5VL,
+    Qwen3VL,
+    InternVL,
+)
+FAMILIES: dict[str, type[Family]] = {name: adapter for adapter in ADAPTERS for name in adapter.model_types}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -20,7 +33,7 @@ def family_of(model: nn.Module) -> Family:
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in FAMILIES:
-        known = ", ".join(sorted({family.label for family in FAMILIES.values()}))
+        known = ", ".join(adapter.label for adapter in ADAPTERS)
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model_type!r}) can't be pruned; known are {known}"
         )

@@ -74,7 +74,9 @@ class Family(ABC):
         """Frames and token grid of each clip in the inputs."""
 
     @abstractmethod
-    def encode(self, inputs: Mapping[str, Any], method: Method, frame_chunk: int) -> Iterator[VisualTokens]:
+    def encode(
+        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+    ) -> Iterator[VisualTokens]:
         """Run the vision tower and projector, `frame_chunk` frames at a time."""
 
     @abstractmethod
@@ -82,12 +84,8 @@ class Family(ABC):
         """(B, S) mask of the prompt tokens that visual features replace."""
 
     def token_offsets(self, geometry: Geometry) -> Tensor:
-        """(V,) place of each visual token among a clip's placeholders."""
+        """(V,) place of each visual token among a clip's placeholders; the others are `VisualTokens.fixed`."""
         return torch.arange(geometry.num_tokens)
-
-    def fixed_features(self, batch: int, geometry: Geometry) -> Tensor | None:
-        """(B, X, D) features of the placeholders that are no visual tokens (separators), which are always kept."""
-        return None
 
     @abstractmethod
     def vision_macs(self, geometry: Geometry) -> float:
@@ -123,13 +121,20 @@ class Family(ABC):
         """Keys (B, G, S, d_h) that `layer` computes from its input `hidden` (B, S, D)."""
         return rotate(self._project(layer, "k", hidden), rotary)
 
+    def plain_keys(self, layer: int, hidden: Tensor) -> Tensor:
+        """Keys (B, G, S, d_h) that `layer` computes from its input `hidden` (B, S, D), before any norm or rotation."""
+        return self._heads(layer, "k", hidden).transpose(1, 2)
+
     def _project(self, layer: int, kind: str, hidden: Tensor) -> Tensor:
-        block = self.layers[layer]
-        attention = block.self_attn
-        states = getattr(attention, f"{kind}_proj")(block.input_layernorm(hidden))
-        states = states.view(*states.shape[:-1], -1, attention.head_dim)
-        norm = getattr(attention, f"{kind}_norm", None)
+        states = self._heads(layer, kind, hidden)
+        norm = getattr(self.layers[layer].self_attn, f"{kind}_norm", None)
         return (norm(states) if norm is not None else states).transpose(1, 2)
+
+    def _heads(self, layer: int, kind: str, hidden: Tensor) -> Tensor:
+        """Projection (B, S, heads, d_h) of a layer's input."""
+        block = self.layers[layer]
+        states = getattr(block.self_attn, f"{kind}_proj")(block.input_layernorm(hidden))
+        return states.unflatten(-1, (-1, block.self_attn.head_dim))
 
 
 def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,0 +1,210 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: their own ViT, 2x2 patches merged into a token, M-RoPE language model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.vision_utils import get_vision_window_index
+
+from vitcop.budget import Geometry
+from vitcop.cost import linear_macs
+from vitcop.families.base import Capture, Family, UnsupportedInputError, rotate
+from vitcop.methods.base import Method
+from vitcop.scores import received_attention
+from vitcop.tokens import VisualTokens
+
+
+class QwenVL(Family):
+    """Videos, or pictures as clips of one frame, one for each prompt of the batch and all of one grid.
+
+    A frame of tokens is a temporal slice, which merges `temporal_patch_size` frames of the video. The tower attends
+    within a slice only, so chunks of slices are exact. It has no CLS: saliency is the attention that a patch receives
+    on average in the last block that sees the whole slice, from rotated queries and keys; keys are that block's
+    `k_proj` outputs. Both are averaged over the patches that the merger makes one token of.
+    """
+
+    visual_inputs: ClassVar[tuple[str, ...]] = (
+        "pixel_values",
+        "pixel_values_videos",
+        "image_grid_thw",
+        "video_grid_thw",
+    )
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.visual: Any = self.base.visual
+        self.vision: Any = self.config.vision_config
+
+    # -- inputs -----------------------------------------------------------------------------------------------------
+
+    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+        videos, pictures = inputs.get("pixel_values_videos"), inputs.get("pixel_values")
+        if videos is not None and pictures is not None:
+            raise UnsupportedInputError(
+                f"videos together with pictures can't be pruned on {self.label}; pass the pictures as videos"
+            )
+        return pictures if videos is None else videos
+
+    def _grid(self, inputs: Mapping[str, Any]) -> Tensor:
+        name = "image_grid_thw" if inputs.get("pixel_values_videos") is None else "video_grid_thw"
+        if inputs.get(name) is None:
+            raise UnsupportedInputError(f"pass {name} together with the pixels, as the processor returns them")
+        return inputs[name]
+
+    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+        grids = self._grid(inputs).tolist()
+        if any(grid != grids[0] for grid in grids):
+            raise UnsupportedInputError(
+                f"all clips of a batch must have one grid (time, height, width), got {grids}; "
+                "put other lengths or sizes into other batches"
+            )
+        merge = self.vision.spatial_merge_size
+        frames, height, width = grids[0]
+        return Geometry(num_layers=self.num_layers, frames=frames, height=height // merge, width=width // merge)
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        return (input_ids == self.config.video_token_id) | (input_ids == self.config.image_token_id)
+
+    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+        compute = self.base.compute_3d_position_ids
+        names = inspect.signature(compute).parameters
+        positions = compute(**{name: inputs.get(name) for name in names})
+        return super().position_ids(inputs) if positions is None else positions
+
+    # -- the tower --------------------------------------------------------------------------------------------------
+
+    @property
+    def _width(self) -> int:
+        """Width of the tower's hidden states."""
+        return self.vision.hidden_size
+
+    @property
+    def _score_block(self) -> Any:
+        """The last block whose attention spans the whole slice."""
+        return self.visual.blocks[-1]
+
+    def encode(
+        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+    ) -> Iterator[VisualTokens]:
+        grid, pixels = self._grid(inputs), self.pixels(inputs)
+        assert pixels is not None
+        slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))
+        wanted = method.needs_vision_attention or method.needs_vision_keys
+        modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
+        step = max(1, frame_chunk // self.vision.temporal_patch_size)
+        for first in range(0, geometry.frames, step):
+            chunk = slices[:, first : first + step]
+            chunk_grid = torch.cat((torch.full_like(grid[:, :1], chunk.shape[1]), grid[:, 1:]), dim=1)
+            with Capture(**modules) if wanted else nullcontext({}) as captured:
+                output = self.base.get_video_features(chunk.flatten(0, 2), chunk_grid, return_dict=True)
+            shape = (len(grid), chunk.shape[1], geometry.tokens_per_frame)
+            queries, keys = self._queries_and_keys(captured, chunk_grid) if wanted else (None, None)
+            yield VisualTokens(
+                features=torch.cat(output.pooler_output).unflatten(0, shape),
+                height=geometry.height,
+                width=geometry.width,
+                attention=self._saliency(queries, keys, captured, shape) if method.needs_vision_attention else None,
+                keys=self._merged(keys.flatten(1), shape) if method.needs_vision_keys else None,
+                first_frame=first,
+                deepstack=tuple(torch.cat(side).unflatten(0, shape) for side in self._deepstack(output)),
+            )
+
+    def _deepstack(self, output: Any) -> list[Any]:
+        return []
+
+    def _queries_and_keys(self, captured: Mapping[str, Any], grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Unrotated queries and keys (patches, heads, d_h) in the order of the pixels."""
+        qkv = captured["qkv"].unflatten(-1, (3, self.vision.num_heads, -1))
+        queries, keys, _ = self._unpermuted(qkv, grid).unbind(1)
+        return queries, keys
+
+    def _unpermuted(self, patches: Tensor, grid: Tensor) -> Tensor:
+        """Patch values in the order of the pixels, from the order in which the blocks see them."""
+        return patches
+
+    def _saliency(self, queries: Tensor, keys: Tensor, captured: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+        slices = (shape[0] * shape[1], -1)
+        cos, sin = (part.float().unflatten(0, slices) for part in captured["rotary"])
+        queries, keys = (
+            rotate(states.float().unflatten(0, slices).transpose(1, 2), (cos, sin)) for states in (queries, keys)
+        )
+        attention = received_attention(queries, keys, queries.shape[-1] ** -0.5)
+        return self._merged(attention.view(-1, 1), shape).squeeze(-1)
+
+    def _merged(self, patches: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Patch values (patches, C), of which those of one token follow each other, averaged: (B, F, N, C)."""
+        return patches.unflatten(0, (*shape, -1)).mean(dim=3)
+
+    # -- cost -------------------------------------------------------------------------------------------------------
+
+    def vision_macs(self, geometry: Geometry) -> float:
+        merge = self.vision.spatial_merge_size
+        height, width = geometry.height * merge, geometry.width * merge
+        patches = height * width
+        weights = linear_macs(self.visual.blocks) + self.visual.patch_embed.proj.weight.numel()
+        pairs = sum(self._attended(block, height, width) for block in range(len(self.visual.blocks)))
+        mergers = [self.visual.merger, getattr(self.visual, "deepstack_merger_list", None)]
+        merged = sum(linear_macs(merger) for merger in mergers if merger is not None)
+        slice_macs = patches * weights + 2 * pairs * self._width + geometry.tokens_per_frame * merged
+        return float(geometry.frames * slice_macs)
+
+    def _attended(self, block: int, height: int, width: int) -> int:
+        """Pairs of query and key that a block computes in one slice."""
+        return (height * width) ** 2
+
+
+class Qwen2VL(QwenVL):
+    """`Qwen2VLForConditionalGeneration`."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl",)
+    label: ClassVar[str] = "Qwen2-VL"
+
+    @property
+    def _width(self) -> int:
+        return self.vision.embed_dim
+
+
+class Qwen2_5VL(QwenVL):
+    """`Qwen2_5_VLForConditionalGeneration`: most blocks see windows, so the patches are reordered by window."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl",)
+    label: ClassVar[str] = "Qwen2.5-VL"
+
+    @property
+    def _score_block(self) -> Any:
+        return self.visual.blocks[max(self.vision.fullatt_block_indexes)]
+
+    def _unpermuted(self, patches: Tensor, grid: Tensor) -> Tensor:
+        vision = self.vision
+        window_index, _ = get_vision_window_index(
+            grid,
+            spatial_merge_size=vision.spatial_merge_size,
+            window_size=vision.window_size,
+            patch_size=vision.patch_size,
+        )
+        order = window_index.argsort().to(patches.device)
+        return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1)
+
+    def _attended(self, block: int, height: int, width: int) -> int:
+        if block in self.vision.fullatt_block_indexes:
+            return super()._attended(block, height, width)
+        side = self.vision.window_size // self.vision.patch_size
+        rows, columns = (
+            sum(min(side, size - start) ** 2 for start in range(0, size, side)) for size in (height, width)
+        )
+        return rows * columns
+
+
+class Qwen3VL(QwenVL):
+    """`Qwen3VLForConditionalGeneration`: time stamps between the frames, and deepstack features beside the tokens."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
+    label: ClassVar[str] = "Qwen3-VL"
+
+    def _deepstack(self, output: Any) -> list[Any]:
+        return output.deepstack_features
