@@ -62,7 +62,7 @@ class Sequence:
         labels: (B, K) or None.
         valid: (B, S) bool or None, False at padding.
         after: (B,) tokens after the video, which stay.
-        rotary, position_ids: of the tokens left; None until a layer has been pruned.
+        rotary: of the tokens left; None until a layer has been pruned.
         mask: attention mask of the current stage; made when first needed.
     """
 
@@ -74,7 +74,6 @@ class Sequence:
     deepstack: tuple[Tensor, ...]
     length: int
     rotary: tuple[Tensor, Tensor] | None = None
-    position_ids: Tensor | None = None
     mask: Any = None
 
     def keep(self, selection: Selection) -> Tensor:
@@ -431,27 +430,19 @@ class prune:
         state.layout.enter_layer(sequence.length, sequence.valid)
         needed = self.method.needs_previous_hidden and layer + 1 in state.plan.layers
         state.previous_hidden = hidden if needed else None
-        if sequence.rotary is None:
-            return self._with_hidden(hidden, args, kwargs)
-        if sequence.mask is None:
-            sequence.mask = (self._mask(hidden, sequence.valid, state.cache, layer),)
-        return self._with_hidden(
-            hidden,
-            args,
-            kwargs
-            | {
-                "attention_mask": sequence.mask[0],
-                "position_embeddings": sequence.rotary,
-                "position_ids": sequence.position_ids,
-            },
-        )
+        # Layers rotate by `position_embeddings`; in position ids with gaps, flash attention would see packed prompts.
+        changed: dict[str, Any] = {"position_ids": None}
+        if sequence.rotary is not None:
+            if sequence.mask is None:
+                sequence.mask = (self._mask(hidden, sequence.valid, state.cache, layer),)
+            changed |= {"attention_mask": sequence.mask[0], "position_embeddings": sequence.rotary}
+        return self._with_hidden(hidden, args, kwargs | changed)
 
     def _prune_layer(
         self, state: Prefill, sequence: Sequence, layer: int, hidden: Tensor, kwargs: dict[str, Any]
     ) -> Tensor:
         batch = len(hidden)
         rotary = sequence.rotary or tuple(part.expand(batch, -1, -1) for part in kwargs["position_embeddings"])
-        position_ids = sequence.position_ids if sequence.rotary is not None else kwargs.get("position_ids")
         assert state.cache is not None and state.layout is not None
         previous = state.cache.layers[layer - 1]
         tokens = LayerTokens(
@@ -475,7 +466,6 @@ class prune:
         survivors = apply_selection(selection, tokens.features)
         positions = sequence.keep(selection)
         sequence.rotary = (take(rotary[0], positions), take(rotary[1], positions))
-        sequence.position_ids = None if position_ids is None else _slice_positions(position_ids, positions)
         sequence.mask = None
         hidden = take(hidden, positions)
         return hidden if selection.merge_into is None else _put(hidden, sequence.visual, survivors)

@@ -228,7 +228,7 @@ def make_inputs(family: str, texts: Sequence[int] = (5,), seed: int = 0) -> dict
     longest = max(map(len, rows))
     ids = torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=PAD) for row in rows])
     pixels = torch.randn(len(texts), *setup.pixels, generator=generator)
-    if setup.grid or setup.name == "pixel_values" and setup.frames > 1:
+    if setup.grid or (setup.name == "pixel_values" and setup.frames > 1):
         pixels = pixels.flatten(0, 1)
     inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), setup.name: pixels}
     if setup.grid:

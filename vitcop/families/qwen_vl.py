@@ -103,13 +103,12 @@ class QwenVL(Family):
             with Capture(**modules) if wanted else nullcontext({}) as captured:
                 output = self.base.get_video_features(chunk.flatten(0, 2), chunk_grid, return_dict=True)
             shape = (len(grid), chunk.shape[1], geometry.tokens_per_frame)
-            queries, keys = self._queries_and_keys(captured, chunk_grid) if wanted else (None, None)
             yield VisualTokens(
                 features=torch.cat(output.pooler_output).unflatten(0, shape),
                 height=geometry.height,
                 width=geometry.width,
-                attention=self._saliency(queries, keys, captured, shape) if method.needs_vision_attention else None,
-                keys=self._merged(keys.flatten(1), shape) if method.needs_vision_keys else None,
+                attention=self._saliency(captured, chunk_grid, shape) if method.needs_vision_attention else None,
+                keys=self._keys(captured, chunk_grid, shape) if method.needs_vision_keys else None,
                 first_frame=first,
                 deepstack=tuple(torch.cat(side).unflatten(0, shape) for side in self._deepstack(output)),
             )
@@ -127,7 +126,12 @@ class QwenVL(Family):
         """Patch values in the order of the pixels, from the order in which the blocks see them."""
         return patches
 
-    def _saliency(self, queries: Tensor, keys: Tensor, captured: Mapping[str, Any], shape: tuple[int, ...]) -> Tensor:
+    def _keys(self, captured: Mapping[str, Any], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
+        _, keys = self._queries_and_keys(captured, grid)
+        return self._merged(keys.flatten(1), shape)
+
+    def _saliency(self, captured: Mapping[str, Any], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
+        queries, keys = self._queries_and_keys(captured, grid)
         slices = (shape[0] * shape[1], -1)
         cos, sin = (part.float().unflatten(0, slices) for part in captured["rotary"])
         queries, keys = (
