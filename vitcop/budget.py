@@ -115,8 +115,8 @@ def solve_stages(
 
     if spent(0) > total + geometry.num_layers / 2:
         raise UnreachableBudgetError(
-            f"retention_ratio {retention_ratio} can't be reached with stages before layers "
-            f"{', '.join(map(str, layers))} of {geometry.num_layers}: the least is "
+            f"retention_ratio {retention_ratio} can't be reached: pruning before layer "
+            f"{', '.join(map(str, layers))} of {geometry.num_layers} keeps at least "
             f"{spent(0) / geometry.total(1):.4f}; use a higher ratio or earlier layers"
         )
     scale = _largest(lambda scale: spent(scale) <= total)

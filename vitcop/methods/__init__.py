@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from vitcop.methods.average_pool import AveragePool as AveragePool
 from vitcop.methods.base import Method as Method
 from vitcop.methods.dart import DART as DART
 from vitcop.methods.divprune import DivPrune as DivPrune
 from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.fastv import FastV as FastV
+from vitcop.methods.frame_subsample import FrameSubsample as FrameSubsample
+from vitcop.methods.grid import Grid as Grid
 from vitcop.methods.kmeans import KMeans as KMeans
+from vitcop.methods.one_frame import OneFrame as OneFrame
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
 from vitcop.methods.random_stages import RandomStages as RandomStages
+from vitcop.methods.text_only import TextOnly as TextOnly
 from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2
 from vitcop.methods.visionzip import VisionZip as VisionZip
 from vitcop.methods.vitcop import ViTCoP as ViTCoP
+from vitcop.methods.vscan import VScan as VScan
 
 METHODS: dict[str, type[Method]] = {
     value.name: value

@@ -22,6 +22,7 @@ from vitcop.methods.dart import DART, take_least_similar
 from vitcop.methods.fastv import FastV
 from vitcop.methods.inside import last_token_attention
 from vitcop.methods.pyramiddrop import PyramidDrop
+from vitcop.methods.vscan import VScan
 from vitcop.selection import Selection
 from vitcop.tokens import LayerTokens
 
@@ -122,6 +123,11 @@ def pyramiddrop(case: Case) -> list[str]:
     return _ranked_stages(case, PyramidDrop(retention_ratio=0.5), counts)
 
 
+def vscan_llm(case: Case) -> list[str]:
+    visual, count = case["image_token_list"].tolist()
+    return _ranked_stages(case, VScan(retention_ratio=0.5), [min(count, visual)])
+
+
 def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
     """Stages that rank by the coming layer. Positions are renumbered, as published; models keep the original ones."""
     differing, original = [], torch.arange(len(case["s0_hidden_in"]))
@@ -176,4 +182,4 @@ def _differing(prefix: str = "", **equal: bool) -> list[str]:
     return [prefix + name for name, same in equal.items() if not same]
 
 
-CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop, "dart": dart}
+CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop, "vscan_llm": vscan_llm, "dart": dart}
