@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from pipeline.errors import ConfigError, RowError
 
@@ -137,6 +137,7 @@ class Engine(Generic[ClipT]):
         self._hands: list[_Hand[ClipT]] = []
         self._loaded = 0
         self._load_failures = 0
+        self._bugs: set[str] = set()
         self._owns_ray = False
 
     def __enter__(self) -> Self:
@@ -179,9 +180,12 @@ class Engine(Generic[ClipT]):
                 try:
                     answers = ray.get(ref)
                 except RayTaskError as failure:
-                    yield self._result(hand.jobs.pop(ref), _internal_error(failure))
-                except RayActorError as death:
-                    yield from self._bury(hand, death, suspects)
+                    if isinstance(failure.cause, WorkerExit):
+                        yield from self._bury(hand, str(failure.cause), suspects)
+                    else:
+                        yield self._result(hand.jobs.pop(ref), self._internal_error(failure))
+                except RayError as death:
+                    yield from self._bury(hand, _reason(death), suspects)
                 else:
                     yield self._result(hand.jobs.pop(ref), answers)
 
@@ -219,7 +223,7 @@ class Engine(Generic[ClipT]):
             if not self._loaded:
                 raise _load_error(failure) from failure
             self._fail_loading(hand, _load_error(failure))
-        except RayActorError as death:
+        except RayError as death:
             self._fail_loading(hand, ConfigError(f"workers die while they load the model: {_reason(death)}"))
         else:
             hand.loading = None
@@ -234,25 +238,31 @@ class Engine(Generic[ClipT]):
         if self._load_failures >= MAX_LOAD_FAILURES:
             raise error
 
-    def _bury(
-        self, hand: _Hand[ClipT], death: RayActorError, suspects: deque[_Job[ClipT]]
-    ) -> Iterator[ClipResult[ClipT]]:
+    def _internal_error(self, failure: RayTaskError) -> RowError:
+        """The error of a clip on which the program itself failed; the first traceback of a kind goes to the log."""
+        summary = _summary(failure)
+        if summary not in self._bugs:
+            self._bugs.add(summary)
+            logger.error("the program failed on a clip: %s", failure)
+        return RowError("internal_error", summary)
+
+    def _bury(self, hand: _Hand[ClipT], reason: str, suspects: deque[_Job[ClipT]]) -> Iterator[ClipResult[ClipT]]:
         """Takes a dead worker off the list; its clips become suspects, or are given up."""
-        ray.kill(hand.actor)  # a worker that can't be reached may still run
+        ray.kill(hand.actor)  # one that gave up, or can't be reached, may still run
         self._hands.remove(hand)
-        logger.warning("a worker died with %d clips in flight: %s", len(hand.jobs), _reason(death))
+        logger.warning("a worker died with %d clips in flight: %s", len(hand.jobs), reason)
         for job in hand.jobs.values():
             job.deaths += 1
             if job.deaths < MAX_DEATHS:
                 suspects.append(job)
             else:
-                message = f"{job.deaths} workers died with this clip in flight: {_reason(death)}"
+                message = f"{job.deaths} workers died with this clip in flight, the last one so: {reason}"
                 yield self._give_up(job, RowError("worker_died", message))
 
     def _give_up(self, job: _Job[ClipT], error: RowError) -> ClipResult[ClipT]:
         self.given_up += 1
         if not self.answered and self.given_up >= HOPELESS:
-            raise ConfigError(f"every clip so far killed {MAX_DEATHS} workers, the last one so: {error.message}")
+            raise ConfigError(f"no clip has been answered, and {self.given_up} were given up: {error.message}")
         return ClipResult(clip=job.clip, attempt=job.deaths, error=error)
 
     def _result(self, job: _Job[ClipT], answers: Any) -> ClipResult[ClipT]:
@@ -262,6 +272,10 @@ class Engine(Generic[ClipT]):
         return ClipResult(clip=job.clip, attempt=job.deaths + 1, answers=answers)
 
 
+class WorkerExit(Exception):
+    """What ended a worker from within."""
+
+
 class _Worker:
     """One model. Calls to `answer` decode side by side and take turns at the model."""
 
@@ -269,6 +283,7 @@ class _Worker:
         self.build = build
         self.decode_timeout = decode_timeout
         self.model_thread = ThreadPoolExecutor(max_workers=1)
+        self.exit_reason: str | None = None
 
     async def load(self, threads: int) -> None:
         self.answerer = await self._in_model_thread(self.build, min(threads, os.cpu_count() or 1))
@@ -282,9 +297,17 @@ class _Worker:
             return error
 
     async def _in_model_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self.model_thread, _exit_means_exit, function, *arguments
-        )
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.model_thread, self._call, function, *arguments)
+
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls the function unless SystemExit has been raised before; in the event loop it would stall all calls."""
+        if self.exit_reason is None:
+            try:
+                return function(*arguments)
+            except SystemExit as exit:
+                self.exit_reason = f"the worker exited: {exit}"
+        raise WorkerExit(self.exit_reason)
 
     async def _decode(self, clip: Any) -> Any:
         try:
@@ -300,8 +323,8 @@ class _Worker:
         try:
             await _next_item(items)
             video = await asyncio.wait_for(_next_item(items), self.decode_timeout)
-        except RayTaskError as failure:  # first, as it is also what it was caused by, such as a TimeoutError
-            raise _internal_error(failure) from failure
+        except RayTaskError:  # first, as it is also what it was caused by, such as a TimeoutError
+            raise
         except TimeoutError:
             ray.cancel(items, force=True)
             message = f"not decoded within {self.decode_timeout:g} seconds (--decode-timeout)"
@@ -328,15 +351,6 @@ def _decode_task(decode: Callable[[Any], Any], clip: Any) -> Iterator[Any]:
         yield decode(clip)
     except RowError as error:
         yield error
-
-
-def _exit_means_exit(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls the function; SystemExit ends the process, where Ray's event loop would go on without its thread."""
-    try:
-        return function(*arguments)
-    except SystemExit as exit:
-        logger.error("the worker exits: %s", exit)
-        os._exit(1)
 
 
 def _connect() -> bool:
@@ -379,12 +393,6 @@ def _load_error(failure: RayTaskError) -> ConfigError:
     return cause if isinstance(cause, ConfigError) else ConfigError(f"the model can't be loaded: {_summary(failure)}")
 
 
-def _internal_error(failure: RayTaskError) -> RowError:
-    """The error of a clip on which the program itself failed; the traceback goes to the log."""
-    logger.error("%s", failure)
-    return RowError("internal_error", _summary(failure))
-
-
 def _summary(failure: RayTaskError) -> str:
     """The exception at the bottom of a remote call, in one line."""
     cause = failure.cause
@@ -394,5 +402,7 @@ def _summary(failure: RayTaskError) -> str:
 
 
 def _reason(loss: RayError) -> str:
-    """Why Ray gave something up, in one line."""
-    return " ".join(str(loss).split())
+    """Why Ray gave something up, in one line and without its advice."""
+    text = " ".join(str(loss).split())
+    detail = text.partition("Worker exit detail: ")[2] or text
+    return detail.partition(" Some common causes")[0]

@@ -80,6 +80,7 @@ def test_clip_that_kills_two_workers_is_given_up_and_no_other(tmp_path: Path, ho
     results = run([*clips[:2], poison, *clips[2:]])
     assert results["poison"].error.error_type == "worker_died"
     assert results["poison"].attempt == 2
+    assert ("the device is lost" in results["poison"].error.message) == (how == "exit")
     assert len(set(poison.pids("answer"))) == 2
     assert all(results[clip.name].error is None for clip in clips)
 
@@ -120,7 +121,10 @@ def test_model_that_cannot_be_loaded_ends_the_job(tmp_path: Path, build: object,
 
 def test_model_that_dies_on_every_clip_ends_the_job(tmp_path: Path) -> None:
     clips = [FakeClip(f"clip{i}", tmp_path, answer="kill") for i in range(20)]
-    with pytest.raises(ConfigError, match="every clip so far killed"), Engine(build_fake, EngineConfig()) as engine:
+    with (
+        pytest.raises(ConfigError, match="no clip has been answered, and 5 were given up"),
+        Engine(build_fake, EngineConfig()) as engine,
+    ):
         list(engine.run(clips))
 
 

@@ -1,0 +1,211 @@
+"""The main job from manifest to Parquet, with the embedded model: every question once, whatever happens."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import videoqa
+from pipeline.embedded.demo import write_dataset
+from pipeline.engine import ClipResult, Engine
+from pipeline.manifest import Clip, load_manifest
+from tests.jobs.runs import ROOT, read_rows, read_run, stamps, write_manifest
+
+pytestmark = pytest.mark.slow
+
+SHARED_VIDEOS = ROOT / "../shared/videos"
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of six rendered videos with all their questions."""
+    return write_dataset(tmp_path_factory.mktemp("dataset"), 6)
+
+
+def run(manifest: Path, output: Path, *arguments: str) -> int:
+    return videoqa.main(["--manifest", str(manifest), "--output", str(output), *arguments])
+
+
+@pytest.mark.usefixtures("local_ray")
+class TestInOneRay:
+    def test_each_question_has_a_row_that_says_how_it_was_answered(self, dataset: Path, tmp_path: Path) -> None:
+        assert run(dataset, tmp_path / "out", "--shard-size", "20") == 0
+        rows, manifest = read_rows(tmp_path / "out"), load_manifest(str(dataset))
+        assert list(rows) == [row.sample_id for row in manifest.rows]
+        for question in manifest.rows:
+            row = rows[question.sample_id]
+            assert (row["question"], row["video"], row["answer"]) == (
+                question.question,
+                question.video,
+                question.answer,
+            )
+            assert (row["status"], row["error"], row["attempt"]) == ("ok", None, 1)
+            assert row["prediction"] == row["options"][row["choice"]]
+            assert row["correct"] == (row["prediction"] == row["answer"])
+            assert (row["method"], row["keep_ratio"], row["model"]) == ("vitcop", 0.25, "embedded")
+            assert (row["num_frames"], row["requested_frames"], row["lost_frames"]) == (8, 8, [])
+            assert row["timestamps"] == pytest.approx([0, 0.5, 1.125, 1.625, 2.25, 2.75, 3.375, 3.875])
+            assert row["visual_tokens_kept"] / row["visual_tokens_full"] == pytest.approx(0.25, abs=0.005)
+            assert dict(row["visual_tokens_stages"])["vision"] < row["visual_tokens_full"]
+            assert row["prompt_tokens"] > 0
+            assert row["peak_memory_bytes"] > 0
+        assert all(row["seconds_decode"] >= 0 and row["seconds_generate"] > 0 for row in rows.values())
+        record = read_run(tmp_path / "out")
+        assert (record["state"], record["rows"], record["summary"]["ok"]) == ("finished", len(rows), len(rows))
+        assert record["summary"]["accuracy"] == sum(row["correct"] for row in rows.values()) / len(rows)
+        assert record["fingerprint"]["prune"]["keep_ratio"] == 0.25
+        assert record["versions"]["torch"]
+
+    def test_a_finished_folder_is_left_as_it_is(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
+        before = stamps(tmp_path / "out")
+        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
+        assert stamps(tmp_path / "out") == before
+        assert run(dataset, tmp_path / "out", "--limit", "5", "--keep-ratio", "0.5") == 1
+        assert "prune.keep_ratio is 0.25 there and 0.5 here" in capsys.readouterr().err
+        assert stamps(tmp_path / "out") == before
+        assert run(dataset, tmp_path / "out", "--limit", "8") == 0
+        assert stamps(tmp_path / "out").items() > before.items()
+        assert len(read_rows(tmp_path / "out")) == 8
+        assert run(dataset, tmp_path / "out", "--limit", "3", "--keep-ratio", "0.5", "--overwrite") == 0
+        assert [row["keep_ratio"] for row in read_rows(tmp_path / "out").values()] == [0.5] * 3
+
+    def test_bad_files_are_named_and_can_be_done_again(self, dataset: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "videos"
+        folder.mkdir()
+        (folder / "directory.mp4").mkdir()
+        os.mkfifo(folder / "fifo.mp4")
+        (folder / "empty.mp4").touch()
+        (folder / "text.mp4").write_text("no video")
+        (folder / "good.mp4").symlink_to(dataset.parent / "clip-0000.mp4")
+        names = ["missing", "directory", "fifo", "empty", "text", "good"]
+        question = {"question": "which way does the moving object go ?", "options": ["left", "right"], "answer": "left"}
+        manifest = write_manifest(
+            folder / "m.jsonl", [question | {"sample_id": name, "video": f"{name}.mp4"} for name in names]
+        )
+        output = tmp_path / "out"
+        assert run(manifest, output, "--decode-timeout", "20") == 2
+        rows = read_rows(output)
+        assert {name: row["error_type"] for name, row in rows.items()} == {
+            "missing": "video_missing",
+            "directory": "video_not_a_file",
+            "fifo": "video_not_a_file",
+            "empty": "video_empty",
+            "text": "video_unreadable",
+            "good": None,
+        }
+        assert all(f"{name}.mp4" in row["error"] for name, row in rows.items() if name != "good")
+        assert read_run(output)["summary"]["errors"]["video_not_a_file"] == 2
+        assert run(manifest, output, "--max-error-rate", "0.9") == 0
+
+        (folder / "missing.mp4").symlink_to(dataset.parent / "clip-0001.mp4")
+        assert run(manifest, output) == 2
+        assert read_rows(output)["missing"]["status"] == "error"
+        assert run(manifest, output, "--retry-errors") == 2
+        again = read_rows(output)
+        assert sorted(again) == sorted(names)
+        assert (again["missing"]["status"], again["missing"]["attempt"]) == ("ok", 2)
+        assert (again["empty"]["status"], again["empty"]["attempt"]) == ("error", 2)
+        assert again["good"] == rows["good"]
+
+    def test_killed_worker_costs_no_row(
+        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class KillingEngine(Engine[Clip]):
+            """Kills the first worker once it has answered a clip."""
+
+            def run(self, *arguments: Any) -> Iterator[ClipResult[Clip]]:
+                for number, result in enumerate(super().run(*arguments)):
+                    if number == 0:
+                        import ray
+
+                        ray.kill(self._hands[0].actor)
+                    yield result
+
+        monkeypatch.setattr(videoqa, "Engine", KillingEngine)
+        assert run(dataset, tmp_path / "out") == 0
+        rows = read_rows(tmp_path / "out")
+        assert len(rows) == len(load_manifest(str(dataset)).rows)
+        assert {row["attempt"] for row in rows.values()} == {1, 2}
+        assert "a worker died" in caplog.text
+
+    @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the folder of test videos is not there")
+    def test_every_real_video_has_a_result(self, tmp_path: Path) -> None:
+        files = sorted(
+            path for path in SHARED_VIDEOS.resolve().rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".ts")
+        )
+        rows = [
+            {"sample_id": file.name, "video": str(file), "question": "what color is the moving object ?"}
+            for file in files
+        ]
+        run(write_manifest(tmp_path / "m.jsonl", rows), tmp_path / "out", "--max-new-tokens", "4")
+        results = read_rows(tmp_path / "out")
+        assert sorted(results) == sorted(file.name for file in files)
+        failed = {name: row["error_type"] for name, row in results.items() if row["status"] == "error"}
+        assert set(failed) <= {"corrupted.mp4"}, failed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--manifest", "missing.jsonl", "--output", "out"], "missing.jsonl: no manifest there"),
+        (["--manifest", "m.jsonl"], "--manifest needs an --output folder"),
+        (["--model", "./nowhere"], "--model ./nowhere: there is no such folder"),
+        (["--method", "magic"], "--method magic: "),
+        (["--method-options", "magic=1"], "--method vitcop: "),
+        (["--config", "missing.yaml"], "--config missing.yaml: "),
+    ],
+)
+def test_wrong_settings_end_with_1_before_anything_starts(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(videoqa, "DEMO_CLIPS", 1)
+    monkeypatch.setattr(videoqa, "answer_all", lambda *_: pytest.fail("the job has begun"))
+    write_manifest(tmp_path / "m.jsonl", [{"video": "a", "question": "q"}])
+    assert videoqa.main(arguments) == 1
+    assert f"error: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_job_goes_on_where_it_was(
+    number: signal.Signals, dataset: Path, tmp_path: Path, local_ray: None
+) -> None:
+    """The driver is stopped in a process of its own after the first part; this process does the rest."""
+    output = tmp_path / "out"
+    arguments = ["--manifest", str(dataset), "--output", str(output), "--shard-size", "5"]
+    driver = subprocess.Popen(
+        [sys.executable, ROOT / "jobs" / "videoqa.py", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )
+    watchdog = threading.Timer(300, driver.kill)
+    watchdog.start()
+    while driver.poll() is None and not list(output.glob("part-*")):
+        time.sleep(0.02)
+    driver.send_signal(number)
+    _, messages = driver.communicate()
+    watchdog.cancel()
+    done = stamps(output)
+    finished = len(read_rows(output))
+    total = len(load_manifest(str(dataset)).rows)
+    assert 0 < finished < total
+    if number == signal.SIGKILL:
+        assert read_run(output)["state"] == "running"
+    else:
+        assert driver.returncode == videoqa.INTERRUPTED, messages
+        assert (read_run(output)["state"], read_run(output)["summary"]["rows"]) == ("interrupted", finished)
+        assert f"interrupted ({number.name})" in messages
+    assert run(dataset, output, "--shard-size", "5") == 0
+    assert stamps(output).items() > done.items()
+    assert len(read_rows(output)) == total
+    assert read_run(output)["state"] == "finished"
