@@ -25,7 +25,7 @@ from pipeline.sampling import Sampling, sample_indices
 __all__ = ["DecodedVideo", "Sampling", "VideoError", "VideoInfo", "decode", "probe", "sample_indices"]
 
 Decoder = Literal["auto", "decord", "pyav"]
-Size = tuple[int, int] | Callable[[int, int], tuple[int, int]]
+Size = tuple[int, int] | Callable[[int, int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class DecodedVideo:
         frames: (T, H, W, 3) uint8 RGB, upright, at the asked size.
         indices: (T,) int64, places in presentation order.
         timestamps: (T,) float64, presentation times in seconds on the file's own clock.
+        start_time: the first frame of the whole video on that clock; rarely 0 in MPEG-TS.
         fps: average frames a second of the whole video.
         total_frames: frames in the whole video.
         duration: seconds of the whole video.
@@ -48,6 +49,7 @@ class DecodedVideo:
     frames: np.ndarray
     indices: np.ndarray
     timestamps: np.ndarray
+    start_time: float
     fps: float
     total_frames: int
     duration: float
@@ -58,7 +60,13 @@ class DecodedVideo:
     truncated: bool
 
     @property
+    def times(self) -> list[float]:
+        """(T,) seconds of each frame from the start of the video."""
+        return (self.timestamps - self.start_time).tolist()
+
+    @property
     def damaged(self) -> bool:
+        """Frames are missing: of those sampled, or at the end of the file."""
         return bool(self.lost) or self.truncated
 
 
@@ -70,8 +78,9 @@ def decode(
     A damaged video yields the frames that are whole; the others are listed in `lost`.
 
     Args:
-        size: (height, width) of the frames; or a function of the upright source's (height, width) that gives it; or
-            None for the source's own size. Frames are resized (bicubic) one by one as they are decoded.
+        size: (height, width) of the frames; or a function of the upright source's height, its width and the number of
+            sampled frames that gives it; or None for the source's own size. Frames are resized (bicubic) one by one as
+            they are decoded.
         decoder: "auto" takes decord for files on which it is exact, and PyAV for the others and when decord fails.
 
     Raises:
@@ -79,7 +88,7 @@ def decode(
     """
     info = probe(path)
     indices, requested = sample_indices(info, sampling)
-    height, width = size(info.height, info.width) if callable(size) else size or (info.height, info.width)
+    height, width = size(info.height, info.width, len(indices)) if callable(size) else size or (info.height, info.width)
     pictures, used = _read(info, indices, height, width, decoder)
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
@@ -91,6 +100,7 @@ def decode(
         frames=np.stack([pictures[index] for index in got.tolist()]),
         indices=got,
         timestamps=info.timestamps[got],
+        start_time=float(info.timestamps[0]),
         fps=info.fps,
         total_frames=info.num_frames,
         duration=info.duration,
@@ -175,7 +185,7 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def _thumbnail(height: int, width: int) -> tuple[int, int]:
+def _thumbnail(height: int, width: int, num_frames: int) -> tuple[int, int]:
     """The largest size with the same shape, at most 320 pixels either way, that does not enlarge."""
     scale = min(1.0, 320 / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
