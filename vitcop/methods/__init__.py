@@ -7,10 +7,13 @@ from vitcop.methods.base import Method as Method
 from vitcop.methods.dart import DART as DART
 from vitcop.methods.divprune import DivPrune as DivPrune
 from vitcop.methods.evs import EVS as EVS
+from vitcop.methods.expected_attention import ExpectedAttention as ExpectedAttention
 from vitcop.methods.fastv import FastV as FastV
 from vitcop.methods.frame_subsample import FrameSubsample as FrameSubsample
 from vitcop.methods.grid import Grid as Grid
+from vitcop.methods.keydiff import KeyDiff as KeyDiff
 from vitcop.methods.kmeans import KMeans as KMeans
+from vitcop.methods.knorm import Knorm as Knorm
 from vitcop.methods.one_frame import OneFrame as OneFrame
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random

@@ -6,6 +6,7 @@ own `select_layer` then chooses, for the counts that the published code was give
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,11 +20,14 @@ from vitcop.families import LlavaOnevision
 from vitcop.families.base import rotate
 from vitcop.methods.base import Method
 from vitcop.methods.dart import DART, take_least_similar
+from vitcop.methods.expected_attention import ExpectedAttention
 from vitcop.methods.fastv import FastV
 from vitcop.methods.inside import last_token_attention
+from vitcop.methods.keydiff import keydiff_scores
+from vitcop.methods.knorm import knorm_scores
 from vitcop.methods.pyramiddrop import PyramidDrop
 from vitcop.methods.vscan import VScan
-from vitcop.selection import Selection
+from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens
 
 GEOMETRY = Geometry(num_layers=32, frames=1, height=1, width=1)
@@ -42,16 +46,21 @@ class RecordedLayer(LlavaOnevision):
                 setattr(
                     attention, f"{kind}_proj", partial(linear, weight=case[f"{stage}{kind}_proj_weight"], bias=bias)
                 )
-        norm = case.get(f"{stage}input_layernorm_weight")
-        block = SimpleNamespace(self_attn=attention, input_layernorm=partial(_rms_norm, case, norm))
-        final = partial(_rms_norm, case, case.get("final_norm_weight"))
+        if "q_norm_weight" in case:
+            attention.q_norm = partial(_rms_norm, case["q_norm_weight"], case["q_norm_eps"])
+        norm, final = (
+            partial(_rms_norm, case.get(name), case.get("rms_norm_eps"))
+            for name in (f"{stage}input_layernorm_weight", "final_norm_weight")
+        )
+        block = SimpleNamespace(self_attn=attention, input_layernorm=norm)
         self.text = SimpleNamespace(layers={layer: block}, norm=final, rotary_emb=partial(_rotary, case))
 
 
-def _rms_norm(case: Case, weight: Tensor | None, hidden: Tensor) -> Tensor:
+def _rms_norm(weight: Tensor | None, epsilon: Tensor | None, hidden: Tensor) -> Tensor:
+    """The norm with a recorded weight; without one, hidden states were recorded after it."""
     if weight is None:
         return hidden
-    return hidden * (hidden.square().mean(dim=-1, keepdim=True) + case["rms_norm_eps"]).rsqrt() * weight
+    return hidden * (hidden.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt() * weight
 
 
 def _rotary(case: Case, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,8 +187,42 @@ def dart(case: Case) -> list[str]:
     )
 
 
+def kvpress(case: Case) -> list[str]:
+    """The scores rank the whole sequence, and each key head keeps its own part of it."""
+    settings = {"future_positions": "n_future_positions", "sinks": "n_sink", "epsilon": "epsilon"}
+    settings |= {"use_covariance": "use_covariance", "use_value_norm": "use_vnorm"}
+    method = ExpectedAttention(retention_ratio=0.5, **{name: case[key].item() for name, key in settings.items()})
+    tokens = recorded_tokens(
+        case, RecordedLayer(case, 0), 1, case["hidden_states"], int(case["visual_len"]), previous_keys=case["keys"]
+    )
+    tokens = replace(tokens, previous_values=case["values"][None])
+    scores = {
+        "knorm": knorm_scores(tokens.previous_keys),
+        "keydiff": keydiff_scores(tokens.previous_keys),
+        "ea": method.scores(tokens),
+    }
+    length = len(case["hidden_states"])
+    mean, covariance = method.future_queries(tokens, torch.arange(length)[None] >= method.sinks)
+    count = int(length * (1 - float(case["compression_ratio"])))
+    equal = {
+        "n_kept": count == int(case["n_kept"]),
+        "query_mean_roped": close(mean[0], case["query_mean_roped"]),
+        "query_cov_roped": close(covariance[0], case.get("query_cov_roped", covariance[0])),
+    }
+    for name, score in scores.items():
+        equal[f"{name}_score"] = close(score[0], case[f"{name}_score"])
+        equal[f"{name}_kept"] = same_indices(top_k_in_order(score[0], count), case[f"{name}_kept"])
+    return _differing(**equal)
+
+
 def _differing(prefix: str = "", **equal: bool) -> list[str]:
     return [prefix + name for name, same in equal.items() if not same]
 
 
-CHECKS: dict[str, Check] = {"fastv": fastv, "pyramiddrop": pyramiddrop, "vscan_llm": vscan_llm, "dart": dart}
+CHECKS: dict[str, Check] = {
+    "fastv": fastv,
+    "pyramiddrop": pyramiddrop,
+    "vscan_llm": vscan_llm,
+    "dart": dart,
+    "kvpress": kvpress,
+}
