@@ -111,10 +111,12 @@ def _fit(height: int, width: int, factor: int, least: int, most: int, frames: in
         )
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     pixels = frames * height * width
+    # Divided and multiplied in the order of the published rule, as rounding up or down hangs on the last bit.
     if rounded * tall * wide > most:
-        shrink = math.sqrt(pixels / most) * factor
-        return max(1, math.floor(height / shrink)) * factor, max(1, math.floor(width / shrink)) * factor
+        shrink = math.sqrt(pixels / most)
+        sides = (math.floor(height / shrink / factor), math.floor(width / shrink / factor))
+        return max(1, sides[0]) * factor, max(1, sides[1]) * factor
     if rounded * tall * wide < least:
-        grow = math.sqrt(least / pixels) / factor
-        return math.ceil(height * grow) * factor, math.ceil(width * grow) * factor
+        grow = math.sqrt(least / pixels)
+        return math.ceil(height * grow / factor) * factor, math.ceil(width * grow / factor) * factor
     return tall, wide
