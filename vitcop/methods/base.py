@@ -26,6 +26,8 @@ class Method(ABC):
     """Whether the selection depends on the text after the video (then a prefix cannot be shared by questions)."""
     frame_local: ClassVar[bool] = False
     """Whether the stage before the model looks at one frame at a time (then frames can be pruned chunk by chunk)."""
+    fixed_budget: ClassVar[bool] = False
+    """Whether the method keeps what it keeps and ignores `retention_ratio` (floors such as one frame)."""
     needs_vision_attention: ClassVar[bool] = False
     needs_vision_keys: ClassVar[bool] = False
     needs_previous_hidden: ClassVar[bool] = False

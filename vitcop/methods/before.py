@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import ClassVar, TypeVar
 
 from vitcop.budget import Geometry, Plan, single_stage
 from vitcop.methods.base import Method
@@ -17,6 +17,25 @@ class BeforeModel(Method):
 
     def plan(self, geometry: Geometry) -> Plan:
         return single_stage(geometry, self.retention_ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor(Method):
+    """A baseline whose budget is what it is: `retention_ratio` is ignored, and the record tells the realised one.
+
+    A ratio of 1 is refused all the same, because there `prune` leaves the model as it is.
+    """
+
+    fixed_budget: ClassVar[bool] = True
+
+    retention_ratio: float = field(default=0.0, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retention_ratio < 1:
+            raise ValueError(
+                f"{self.name} has its own budget and ignores retention_ratio; leave it out, or give one in [0, 1), "
+                f"not {self.retention_ratio}"
+            )
 
 
 def required(value: T | None, what: str) -> T:

@@ -8,15 +8,19 @@ from torch import Tensor
 from vitcop.selection import Selection, true_indices
 
 
+def spread(count: int, frames: int) -> list[int]:
+    """`count` tokens spread evenly over `frames` frames; with fewer tokens than frames, some get none."""
+    return [(frame + 1) * count // frames - frame * count // frames for frame in range(frames)]
+
+
 def even_quotas(count: int, frames: int, device: torch.device, first: int = 0, end: int | None = None) -> Tensor:
     """Tokens (end - first,) of the frames [first, end) when `count` tokens are spread evenly over `frames` frames."""
-    edges = torch.arange(first, (frames if end is None else end) + 1, device=device) * count // frames
-    return edges.diff()
+    return torch.tensor(spread(count, frames)[first:end], device=device)
 
 
 def even_quota_sum(count: int, frames: int, first: int, end: int) -> int:
     """What `even_quotas` adds up to, without asking the device."""
-    return end * count // frames - first * count // frames
+    return sum(spread(count, frames)[first:end])
 
 
 def rank(score: Tensor) -> Tensor:

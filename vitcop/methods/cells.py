@@ -1,0 +1,44 @@
+"""Cutting a frame's token grid into a given number of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vitcop.selection import Selection, true_indices
+from vitcop.tokens import VisualTokens
+
+
+def grid_cells(height: int, width: int, quota: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut each frame's grid into `quota` (F,) nearly equal cells: bands of rows, each cut into columns.
+
+    Returns:
+        Cell (F, N) of each token, in raster order from 0, and a mask (F, N) of the middle token of each cell. A frame
+        of quota 0 has no middle.
+    """
+    count = quota[:, None]
+    bands = (quota * (height / width)).sqrt().round().long()
+    bands = bands.clamp(max=height).minimum(quota).maximum((quota + width - 1) // width)[:, None].clamp(min=1)
+    row, column = torch.arange(height, device=quota.device), torch.arange(width, device=quota.device)
+    band = row * bands // height
+    before = band * count // bands
+    inside = ((band + 1) * count // bands - before)[..., None].clamp(min=1)
+    cell = column * inside // width
+    middle = (row == _middle(band, bands, height))[..., None] & (column == _middle(cell, inside, width))
+    return (before[..., None] + cell).flatten(1), (middle & (count > 0)[..., None]).flatten(1)
+
+
+def _middle(part: Tensor, parts: Tensor, size: int) -> Tensor:
+    """Middle index of a part when `size` places are cut into `parts`: place i belongs to part i * parts // size."""
+    start = (part * size + parts - 1) // parts
+    end = ((part + 1) * size + parts - 1) // parts
+    return (start + end - 1) // 2
+
+
+def sample_cells(tokens: VisualTokens, quotas: Sequence[int]) -> Selection:
+    """Keep `quotas[f]` tokens, evenly spaced over the grid, of frame f of the clip."""
+    here = quotas[tokens.first_frame : tokens.first_frame + tokens.frames]
+    _, middle = grid_cells(tokens.height, tokens.width, torch.tensor(here, device=tokens.features.device))
+    return Selection(keep=true_indices(middle.flatten().expand(len(tokens.features), -1), sum(here)))
