@@ -25,10 +25,12 @@ class CacheLayout:
         cached: for each stage, the tokens in the cache.
         seen: tokens of the unpruned sequence so far.
         next_position: (B,) position of the next token.
+        tail: (B,) how many of the last tokens may be taken back: none that a visual token or a selection depends on.
         position_shift: (B,) how far the caller's positions are ahead of this cache's; None if they agree.
     """
 
     next_position: Tensor
+    tail: Tensor
     seen: int
     position_shift: Tensor | None = None
     stage_of_layer: list[int] = field(default_factory=list)
@@ -47,15 +49,30 @@ class CacheLayout:
             self.valid.append(valid)
         self.stage_of_layer.append(len(self.cached) - 1)
 
-    def check(self, cache: Cache) -> None:
-        """Raise UnsupportedInputError if the cache was cut since (assisted decoding, `crop`)."""
+    def match_length(self, cache: Cache) -> None:
+        """Follow a cache that lost its last tokens (`crop`, assisted decoding).
+
+        Raises:
+            UnsupportedInputError: more was cut than the text at the end, or the layers differ in what they lost.
+        """
         lengths = [cache.get_seq_length(layer) for layer in range(len(self.stage_of_layer))]
         expected = [self.cached[stage] for stage in self.stage_of_layer]
-        if lengths != expected:
+        lost = expected[0] - lengths[0]
+        alike = lengths == [length - lost for length in expected]
+        if not alike or lost < 0 or (lost and lost > int(self.tail.min())):
             raise UnsupportedInputError(
-                f"the pruned cache was changed from outside (lengths {lengths}, expected {expected}); "
-                "assisted decoding and cache.crop() can't be used with a pruned cache"
+                f"the pruned cache was changed from outside (lengths {lengths}, expected {expected}); it can lose text "
+                "at its end, in all layers alike, that no visual token was selected by"
             )
+        if lost:
+            self._take_back(lost)
+
+    def _take_back(self, count: int) -> None:
+        self.valid = [None if mask is None else mask[:, :-count] for mask in self.valid]
+        self.cached = [length - count for length in self.cached]
+        self.seen -= count
+        self.next_position = self.next_position - count
+        self.tail = self.tail - count
 
     def match_batch(self, batch: int) -> None:
         """Follow a cache whose rows were repeated (`batch_repeat_interleave`)."""
@@ -66,6 +83,7 @@ class CacheLayout:
             raise UnsupportedInputError(f"the cache was pruned for {rows} rows, the input has {batch}")
         repeats = batch // rows
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
+        self.tail = self.tail.repeat_interleave(repeats, dim=0)
         if self.position_shift is not None:
             self.position_shift = self.position_shift.repeat_interleave(repeats, dim=0)
         self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
@@ -96,6 +114,7 @@ class CacheLayout:
         self.valid = [None if mask is None else torch.cat((mask, new_valid), dim=1) for mask in self.valid]
         self.cached = [length + count for length in self.cached]
         self.seen += count
+        self.tail = self.tail + count
         self.next_position = last_position(position_ids, batch) + 1
 
 
@@ -110,7 +129,7 @@ def last_position(position_ids: Tensor, batch: int) -> Tensor:
 def check_cache(cache: Cache) -> None:
     """Raise UnsupportedInputError unless every layer of the cache may have its own length."""
     plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or cache.is_compileable:
+    if not plain or cache.is_compileable or getattr(cache, "offloading", False):
         raise UnsupportedInputError(
             f"{type(cache).__name__} can't hold layers of different lengths; use the default DynamicCache "
             "(no cache_implementation such as 'static', 'quantized' or 'offloaded')"

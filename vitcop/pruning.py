@@ -28,7 +28,22 @@ Clock = Callable[[str], None]
 Positions = Literal["original", "compact"]
 
 DEFERRED = "vitcop_pixels"
-"""Key under which pixels travel through `generate`, which otherwise encodes them before the model is called."""
+
+
+class Deferred(dict[str, Any]):
+    """Pixels that travel through `generate` as `mm_encoder_outputs`; it would encode them before the model is called."""
+
+    def items(self) -> Any:
+        """Asked for only where `generate` cuts the prompt and its features into chunks.
+
+        Raises:
+            UnsupportedInputError: always.
+        """
+        raise UnsupportedInputError("a prompt can't be pruned in chunks; leave out prefill_chunk_size")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Deferred:
+        return Deferred(self)  # for an assistant model; it needs no pixels of its own
+
 
 _pruned_models: set[int] = set()
 
@@ -217,7 +232,7 @@ class prune:
             return encode(model_kwargs)
         for name in names:
             del model_kwargs[name]
-        model_kwargs["mm_encoder_outputs"] = {DEFERRED: visual} if visual else {}
+        model_kwargs["mm_encoder_outputs"] = Deferred({DEFERRED: visual} if visual else {})
         return model_kwargs
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -262,11 +277,11 @@ class prune:
         state = self._active = Prefill(plan=plan, geometry=geometry, batch=len(ids), seen=ids.shape[1])
         if self.method.retention_ratio == 1:
             return None
-        _check_mask(mask)
         state.cache = inputs.get("past_key_values")
         if state.cache is None:
             state.cache = DynamicCache(config=self.family.text_config)
         check_cache(state.cache)
+        _check_mask(mask)
         encoded = self._encode(inputs, pixels, state)
         return (), self._enter(inputs, _repeat(encoded, len(ids)), state)
 
@@ -336,7 +351,8 @@ class prune:
         next_position = last_position(position_ids, batch) + 1
         position_ids = _slice_positions(position_ids, positions)
         state.sequence = sequence
-        state.layout = CacheLayout(seen=state.seen, next_position=next_position)
+        tail = sequence.after * (not self.method.query_aware)
+        state.layout = CacheLayout(seen=state.seen, next_position=next_position, tail=tail)
         if self.positions == "compact":
             position_ids = _compact(position_ids, sequence.valid)
             state.layout.shift_positions(last_position(position_ids, batch) + 1)
@@ -385,7 +401,7 @@ class prune:
         tokens, mask, position_ids = inputs[name], inputs.get("attention_mask"), inputs.get("position_ids")
         batch = tokens.shape[0]
         _check_mask(mask)
-        layout.check(cache)
+        layout.match_length(cache)
         layout.match_batch(batch)
         if position_ids is not None and layout.position_shift is not None:
             position_ids = position_ids - layout.position_shift[:, None]
@@ -592,9 +608,10 @@ def _slice_positions(position_ids: Tensor, positions: Tensor) -> Tensor:
     return full.gather(-1, positions.expand(*full.shape[:-2], batch, length))
 
 
-def _check_mask(mask: Tensor | None) -> None:
-    if mask is not None and mask.dim() != 2:
-        raise UnsupportedInputError(f"attention_mask must be (batch, tokens), got shape {tuple(mask.shape)}")
+def _check_mask(mask: Any) -> None:
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise UnsupportedInputError(f"attention_mask must be a tensor (batch, tokens), got {got}")
 
 
 def _compact(position_ids: Tensor, valid: Tensor | None) -> Tensor:
