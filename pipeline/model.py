@@ -12,6 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -75,6 +76,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     attn_implementation: str | None = None,
+    resize: Literal["decoder", "processor"] = "decoder",
 ) -> LoadedModel:
     """Load a video language model.
 
@@ -84,6 +86,7 @@ def load_model(
         dtype: `auto` (as the checkpoint says) or the name of a torch type.
         device: `auto` (the GPU, or the CPU when there is none) or a torch device.
         attn_implementation: as transformers knows it; None is its own choice.
+        resize: see `FrameProcessor.from_pretrained`.
 
     Raises:
         ConfigError: anything that keeps the checkpoint from being loaded whole, with the value and what to do.
@@ -93,7 +96,7 @@ def load_model(
     folder = _checkpoint_folder(model, revision)
     config = _load_config(model, folder)
     tokenizer = _load_tokenizer(model, folder)
-    frame_processor = FrameProcessor.from_pretrained(folder)
+    frame_processor = FrameProcessor.from_pretrained(folder, resize)
     network = _load_network(model, folder, config, dtype, attn_implementation)
     return LoadedModel(
         name=model,

@@ -1,0 +1,396 @@
+"""Answers of tiny models: what the questions of a clip share must not change what any of them gets."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vitcop.families
+from pipeline.answers import Answer, Clip, PhaseClock, VideoQA, attempt, build_method
+from pipeline.config import AnswerConfig, JobConfig, ModelConfig, PruneConfig
+from pipeline.errors import ConfigError, RowError
+from pipeline.model import LoadedModel, load_model
+from pipeline.prompt import Prompt, Question
+from pipeline.video import DecodedVideo
+from tests.pipeline.tiny_models import save_llava_onevision
+from vitcop import prune
+from vitcop.budget import Geometry, Plan
+from vitcop.methods import METHODS, Random
+
+OPEN = Question(question="What happens here?")
+COLOR = Question(question="Which color is it?", options=("red", "dark blue", "green"), answer="green")
+YES_NO = Question(question="Does it move?", options=("yes", "no"), answer="A")
+QUESTIONS = (OPEN, COLOR, YES_NO)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(str(save_llava_onevision(tmp_path_factory.mktemp("checkpoint"))))
+
+
+@pytest.fixture(scope="module")
+def video() -> DecodedVideo:
+    return make_video(8, seed=0)
+
+
+def make_video(num_frames: int, seed: int) -> DecodedVideo:
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 64, 64, 3), dtype=np.uint8)
+    return DecodedVideo(
+        frames=frames,
+        indices=np.arange(num_frames),
+        timestamps=np.arange(num_frames) / 2,
+        start_time=0.0,
+        fps=2.0,
+        total_frames=num_frames,
+        duration=num_frames / 2,
+        codec="h264",
+        decoder="pyav",
+        requested_frames=num_frames,
+        lost=(),
+        truncated=False,
+    )
+
+
+def make_qa(
+    loaded: LoadedModel, method: str = "vitcop", keep_ratio: float = 0.25, scoring: str = "likelihood"
+) -> VideoQA:
+    config = JobConfig(
+        prune=PruneConfig(method=method, keep_ratio=keep_ratio),
+        answer=AnswerConfig(choice_scoring=scoring, max_new_tokens=12),
+    )
+    return VideoQA(config, loaded)
+
+
+def prompt_of(qa: VideoQA, video: DecodedVideo, question: Question) -> Prompt:
+    return qa.prompts.build(question, Clip(qa.loaded, video, share=True).placeholders)
+
+
+def full_inputs(qa: VideoQA, video: DecodedVideo, ids: tuple[int, ...]) -> dict[str, Tensor]:
+    return {"input_ids": torch.tensor([ids]), **Clip(qa.loaded, video, share=False).inputs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attentive(Random):
+    """Says that it looks at the question, so that nothing but the vision tower may be shared."""
+
+    name: ClassVar[str] = "attentive"
+    query_aware: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle(Random):
+    """Keeps everything, whatever it is asked to keep."""
+
+    name: ClassVar[str] = "idle"
+
+    def plan(self, geometry: Geometry) -> Plan:
+        return Plan(entering=geometry.num_tokens)
+
+
+@pytest.fixture
+def more_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for method in (Attentive, Idle):
+        monkeypatch.setitem(METHODS, method.name, method)
+
+
+def generate_alone(qa: VideoQA, video: DecodedVideo, question: Question) -> str:
+    """The answer of one plain `generate` over the whole prompt."""
+    prompt = prompt_of(qa, video, question)
+    output = qa.loaded.model.generate(
+        **full_inputs(qa, video, prompt.ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+    )
+    return qa.loaded.tokenizer.decode(output[0, len(prompt.ids) :], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("method", ["vitcop", "none"])
+def test_keeping_all_answers_as_the_unpatched_model(loaded: LoadedModel, video: DecodedVideo, method: str) -> None:
+    qa = make_qa(loaded, method, keep_ratio=1.0)
+    answers = qa.answer(video, [OPEN, Question(question="And then?")])
+    assert [answer.prediction for answer in answers] == [
+        generate_alone(qa, video, OPEN),
+        generate_alone(qa, video, Question(question="And then?")),
+    ]
+    assert len({answer.prediction for answer in answers}) == 2
+    assert answers[0].visual_tokens_kept == answers[0].visual_tokens_full == 8 * 16
+
+
+@pytest.mark.parametrize("method", ["vitcop", "random"])
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_a_pruned_answer_is_that_of_a_separate_run(
+    loaded: LoadedModel, video: DecodedVideo, method: str, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaded.model.generation_config, "repetition_penalty", penalty)
+    qa = make_qa(loaded, method)
+    with prune(loaded.model, qa.method):
+        expected = generate_alone(qa, video, OPEN)
+    assert qa.answer(video, [YES_NO, OPEN])[1].prediction == expected
+    assert qa.answer(video, [OPEN])[0].prediction == expected
+
+
+def log_likelihoods_alone(qa: VideoQA, video: DecodedVideo, prompt: Prompt, answers: list[list[int]]) -> Tensor:
+    """One whole pass for each answer, scored token by token."""
+    scores = []
+    for answer in answers:
+        ids = (*prompt.ids, *answer)
+        logits = qa.loaded.model(**full_inputs(qa, video, ids)).logits[0]
+        steps = logits[-len(answer) - 1 : -1].log_softmax(-1)
+        scores.append(sum(step[token] for step, token in zip(steps, answer, strict=True)))
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
+@pytest.mark.parametrize("share", [True, False])
+@torch.inference_mode()
+def test_options_are_scored_as_in_whole_passes(
+    loaded: LoadedModel, video: DecodedVideo, keep_ratio: float, share: bool
+) -> None:
+    qa = make_qa(loaded, keep_ratio=keep_ratio)
+    prompt = prompt_of(qa, video, COLOR)
+    answers = [qa.prompts.answer_ids(prompt, option) for option in COLOR.options]
+    with prune(loaded.model, qa.method):
+        clip = Clip(loaded, video, share=share)
+        scores = [clip.log_likelihoods(prompt, answers) for _ in range(2)]
+        expected = log_likelihoods_alone(qa, video, prompt, answers)
+    assert torch.allclose(scores[0], expected, atol=1e-4)
+    assert torch.equal(scores[0], scores[1]), "scoring must leave the shared cache as it was"
+
+
+def test_the_most_likely_option_is_the_answer(loaded: LoadedModel, video: DecodedVideo) -> None:
+    qa = make_qa(loaded)
+    for question in (COLOR, YES_NO):
+        prompt = prompt_of(qa, video, question)
+        answers = [qa.prompts.answer_ids(prompt, option) for option in question.options]
+        with prune(loaded.model, qa.method), torch.inference_mode():
+            best = int(log_likelihoods_alone(qa, video, prompt, answers).argmax())
+        (answer,) = qa.answer(video, [question])
+        assert (answer.choice, answer.prediction) == (best, question.options[best])
+        assert answer.correct is (best == {COLOR: 2, YES_NO: 0}[question])
+        assert answer.generated_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "choice", "correct"), [("B.", 1, False), ("It is green", 2, True), ("I can't tell", None, False)]
+)
+def test_a_generated_choice_is_read_from_the_text(
+    loaded: LoadedModel, video: DecodedVideo, monkeypatch: pytest.MonkeyPatch, output: str, choice: int, correct: bool
+) -> None:
+    tokens = loaded.tokenizer(output + "<|im_end|>").input_ids
+
+    def say(clip: Clip, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        clip._prompt_inputs(prompt)
+        return tokens
+
+    monkeypatch.setattr(Clip, "generate", say)
+    (answer,) = make_qa(loaded, scoring="generate").answer(video, [COLOR])
+    assert (answer.prediction, answer.choice, answer.correct, answer.error) == (output, choice, correct, None)
+    assert answer.generated_tokens == len(output) + 1
+
+
+def test_open_answers_are_right_when_they_match_the_expected_text(loaded: LoadedModel, video: DecodedVideo) -> None:
+    qa = make_qa(loaded)
+    said = qa.answer(video, [OPEN])[0].prediction
+    asked = [Question(question=OPEN.question, answer=answer) for answer in (said.upper(), "something else", None)]
+    assert [answer.correct for answer in qa.answer(video, asked)] == [True, False, None]
+
+
+@pytest.mark.parametrize("method", ["vitcop", "random"])
+def test_a_quarter_is_kept_and_reported(loaded: LoadedModel, video: DecodedVideo, method: str) -> None:
+    for answer in make_qa(loaded, method).answer(video, QUESTIONS):
+        assert answer.error is None
+        assert answer.visual_tokens_full == 128
+        assert abs(answer.visual_tokens_kept - 32) <= 1
+        assert all(0 < kept < 128 for kept in answer.visual_tokens_stages.values())
+
+
+@pytest.mark.parametrize("method", ["vitcop", "attentive"])
+@pytest.mark.usefixtures("more_methods")
+def test_the_vision_tower_runs_once_for_a_clip(loaded: LoadedModel, video: DecodedVideo, method: str) -> None:
+    calls: list[int] = []
+    handle = loaded.model.model.vision_tower.register_forward_hook(lambda module, args, output: calls.append(1))
+    answers = make_qa(loaded, method).answer(video, QUESTIONS)
+    handle.remove()
+    assert [answer.error for answer in answers] == [None] * 3
+    assert len(calls) == 1
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_the_language_model_reads_the_video_once_unless_the_method_reads_the_question(
+    loaded: LoadedModel, video: DecodedVideo
+) -> None:
+    for method, expected in (("random", 1), ("attentive", len(QUESTIONS))):
+        lengths: list[int] = []
+        handle = loaded.model.model.language_model.register_forward_pre_hook(
+            lambda module, args, kwargs, seen=lengths: seen.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+        )
+        make_qa(loaded, method).answer(video, QUESTIONS)
+        handle.remove()
+        assert sum(length >= 32 + 7 for length in lengths) == expected, method
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_sharing_changes_no_answer(loaded: LoadedModel, video: DecodedVideo) -> None:
+    shared, separate = (make_qa(loaded, method).answer(video, QUESTIONS) for method in ("random", "attentive"))
+    assert [answer.prediction for answer in shared] == [answer.prediction for answer in separate]
+    assert [answer.prompt_tokens for answer in shared] == [answer.prompt_tokens for answer in separate]
+
+
+def test_clips_of_different_lengths_follow_each_other(loaded: LoadedModel, video: DecodedVideo) -> None:
+    qa = make_qa(loaded)
+    first = qa.answer(video, QUESTIONS)
+    other = qa.answer(make_video(4, seed=1), QUESTIONS)
+    assert {answer.visual_tokens_full for answer in other} == {64}
+    assert [answer.prediction for answer in qa.answer(video, QUESTIONS)] == [answer.prediction for answer in first]
+
+
+def test_a_bad_question_costs_only_its_own_row(loaded: LoadedModel, video: DecodedVideo) -> None:
+    bad = [
+        Question(question="Which?", options=("red", "green"), answer="blue"),
+        Question(question="Is <video> there?"),
+        Question(question="Which?", options=("red", "<|im_end|>")),
+    ]
+    *errors, fine = make_qa(loaded).answer(video, [*bad, COLOR])
+    assert [error.error and error.error.error_type for error in errors] == [
+        "bad_answer",
+        "bad_question",
+        "bad_question",
+    ]
+    assert fine.error is None
+    assert fine.prediction == make_qa(loaded).answer(video, [COLOR])[0].prediction
+
+
+def test_running_out_of_memory_is_an_error_of_the_row(
+    loaded: LoadedModel, video: DecodedVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qa = make_qa(loaded)
+    plain = copy.copy(type(loaded.model.model.vision_tower).forward)
+
+    def run_out(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nDetails follow.")
+
+    monkeypatch.setattr(loaded.model.model.vision_tower, "forward", run_out)
+    for answer in qa.answer(video, [OPEN, COLOR]):
+        assert answer.error is not None
+        assert answer.error.error_type == "out_of_memory"
+        assert "9 GiB. Use fewer frames or a lower --keep-ratio" in answer.error.message
+        assert "Details" not in answer.error.message
+    monkeypatch.setattr(loaded.model.model.vision_tower, "forward", partial(plain, loaded.model.model.vision_tower))
+    assert qa.answer(video, [OPEN])[0].error is None
+
+
+def test_a_ratio_that_a_clip_cannot_meet_is_an_error_of_the_row(loaded: LoadedModel) -> None:
+    (answer,) = make_qa(loaded, "random", keep_ratio=0.01).answer(make_video(1, seed=0), [OPEN])
+    assert answer.error is not None
+    assert answer.error.error_type == "cannot_prune"
+    assert "keeps less than one of 16 visual tokens" in answer.error.message
+
+
+@pytest.mark.usefixtures("more_methods")
+def test_a_method_that_does_not_prune_is_no_result(loaded: LoadedModel, video: DecodedVideo) -> None:
+    with pytest.raises(RuntimeError, match=r"Idle\(retention_ratio=0\.25.* kept all 128 visual tokens"):
+        make_qa(loaded, "idle").answer(video, [OPEN])
+
+
+def test_the_model_is_left_as_it_was(loaded: LoadedModel, video: DecodedVideo) -> None:
+    def hooks() -> list[int]:
+        return [len(module._forward_pre_hooks) + len(module._forward_hooks) for module in loaded.model.modules()]
+
+    qa = make_qa(loaded)
+    qa.answer(video, QUESTIONS)
+    before = hooks()  # transformers leaves some of its own at the first call
+    qa.answer(video, QUESTIONS)
+    assert hooks() == before
+    with prune(loaded.model, qa.method):
+        assert hooks() != before
+
+
+def test_costs_are_reported(loaded: LoadedModel, video: DecodedVideo) -> None:
+    first, second = make_qa(loaded).answer(video, [OPEN, COLOR])
+    assert first.seconds_vision > 0
+    assert second.seconds_vision == 0, "the vision tower counts for the first question"
+    for answer in (first, second):
+        assert answer.seconds_prefill > 0
+        assert answer.seconds_generate > 0
+        assert answer.peak_memory_bytes > 1e6
+    assert first.generated_tokens == 12
+    assert first.prompt_tokens == len("user\n\nWhat happens here?\nassistant\n") + 3 + 1, "3 turn marks, newline token"
+
+
+def test_the_clock_adds_up_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: Iterator[float] = iter([0.0, 1.0, 10.0, 12.0, 16.0, 24.0, 40.0, 50.0, 51.0])
+    monkeypatch.setattr(PhaseClock, "_now", lambda clock: next(times))
+    clock = PhaseClock(torch.device("cpu"))
+    clock("vision")
+    clock.expect("prefill")
+    for label in ("prefill", "step", "step", "generate"):
+        clock(label)
+    assert clock.take() == {"vision": 1.0, "prefill": 2.0 + 4.0, "generate": 8.0 + 16.0}
+    clock.expect("generate")
+    clock("step")
+    assert clock.take() == {"generate": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "unheard_of"}, "--method unheard_of: unknown pruning method.*known are"),
+        ({"method": "vitcop", "method_options": {"color": 1}}, "--method vitcop:.*color"),
+        ({"method": "vitcop", "method_options": {"merge": "never"}}, "--method vitcop: merge must be"),
+    ],
+)
+def test_a_method_that_is_not_there_is_a_configuration_error(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_method(PruneConfig(**settings))
+
+
+def test_method_options_reach_the_method() -> None:
+    assert build_method(PruneConfig(method="random", keep_ratio=0.5, method_options={"seed": 7})) == Random(
+        retention_ratio=0.5, seed=7
+    )
+    assert build_method(PruneConfig(method="none", keep_ratio=0.5)).retention_ratio == 1
+
+
+def test_a_model_that_cannot_be_pruned_is_a_configuration_error(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vitcop.families, "FAMILIES", {})
+    with pytest.raises(ConfigError, match="can't be pruned"):
+        make_qa(loaded)
+
+
+def test_a_missing_model_is_a_configuration_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such folder"):
+        VideoQA(JobConfig(model=ModelConfig(model=str(tmp_path / "none"))))
+
+
+def test_errors_hold_on_to_nothing() -> None:
+    def fail() -> Answer:
+        raise RowError("bad_answer", "no")
+
+    error = attempt(fail)
+    assert isinstance(error, RowError)
+    assert error.__traceback__ is None
+    assert error.__context__ is None
+    assert pickle.loads(pickle.dumps(error)).message == "no"
+
+
+def test_other_exceptions_are_not_swallowed() -> None:
+    def fail() -> Answer:
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        attempt(fail)
+
+
+def test_the_frame_size_travels_to_the_decoder(loaded: LoadedModel) -> None:
+    size: Callable[[int, int, int], tuple[int, int]] = pickle.loads(pickle.dumps(make_qa(loaded).frame_size))
+    assert size(120, 90, 8) == (64, 64)
