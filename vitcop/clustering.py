@@ -25,8 +25,9 @@ def pairwise_distance(points: Tensor) -> Tensor:
     """
     points = points.float()
     points = points - points.mean(dim=1, keepdim=True)
-    square = points.square().sum(dim=-1)
-    distance = torch.baddbmm(square[:, :, None] + square[:, None, :], points, points.transpose(1, 2), alpha=-2)
+    product = points @ points.transpose(1, 2)
+    square = product.diagonal(dim1=1, dim2=2)
+    distance = (square[:, :, None] + square[:, None, :]).sub_(product, alpha=2)
     distance = distance.clamp_(min=0).add_(1e-8).sqrt_()
     return distance.diagonal_scatter(distance.new_zeros(distance.shape[:2]), dim1=1, dim2=2)
 

@@ -58,9 +58,9 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
     total = torch.zeros(batch * (slots + 1), dim, dtype=torch.float32, device=kept.device)
     total.index_add_(0, row.flatten(), tokens.flatten(0, 1).float())
     total, count = total.unflatten(0, (batch, -1))[:, :slots], count[:, :slots, None]
-    mean = total / count.clamp(min=1)
-    merged = kept.float() + mean if rule == "authors" else mean
-    return torch.where(count > 0, merged, kept.float()).to(kept.dtype)
+    mean = total.div_(count.clamp(min=1))  # zero where nothing merges
+    merged = mean.add_(kept) if rule == "authors" else torch.where(count > 0, mean, kept.float())
+    return merged.to(kept.dtype)
 
 
 def top_k_in_order(score: Tensor, count: int) -> Tensor:
