@@ -156,7 +156,8 @@ class prune:
         positions: "original" keeps every token's place in the unpruned sequence; "compact" numbers the tokens that
             enter the language model from 0, for clips whose unpruned length is beyond the trained context. Needs
             one-dimensional positions (no M-RoPE).
-        clock: called with "vision", "selection", "prefill" and "step" when such a phase ends.
+        clock: called with "vision", "selection", "prefill" and "step" when such a phase ends; a prefill that is
+            pruned at layers comes in several pieces, with "selection" between them.
 
     Raises:
         UnsupportedModelError: no adapter for this model.
@@ -441,7 +442,9 @@ class prune:
         if 0 < layer <= len(sequence.deepstack):
             hidden = _add(hidden, sequence.visual, sequence.deepstack[layer - 1])
         if state.plan.layers.get(layer, sequence.visual.shape[1]) < sequence.visual.shape[1]:
+            self.clock("prefill")
             hidden = self._prune_layer(state, sequence, layer, hidden, kwargs)
+            self.clock("selection")
         assert state.layout is not None
         state.layout.enter_layer(sequence.length, sequence.valid)
         needed = self.method.needs_previous_hidden and layer + 1 in state.plan.layers
@@ -479,12 +482,12 @@ class prune:
             next_position=state.layout.next_position,
         )
         selection = self.method.select_layer(tokens, state.plan, state.geometry)
-        survivors = apply_selection(selection, tokens.features)
+        merged = None if selection.merge_into is None else apply_selection(selection, tokens.features)
         positions = sequence.keep(selection)
         sequence.rotary = (take(rotary[0], positions), take(rotary[1], positions))
         sequence.mask = None
         hidden = take(hidden, positions)
-        return hidden if selection.merge_into is None else _put(hidden, sequence.visual, survivors)
+        return hidden if merged is None else _put(hidden, sequence.visual, merged)
 
     def _continue_layer(
         self, state: Continuation, layer: int, args: Any, kwargs: dict[str, Any]
