@@ -9,6 +9,7 @@ from vitcop.methods.divprune import DivPrune as DivPrune
 from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.expected_attention import ExpectedAttention as ExpectedAttention
 from vitcop.methods.fastv import FastV as FastV
+from vitcop.methods.fastvid import FastVID as FastVID
 from vitcop.methods.frame_subsample import FrameSubsample as FrameSubsample
 from vitcop.methods.grid import Grid as Grid
 from vitcop.methods.keydiff import KeyDiff as KeyDiff
@@ -18,6 +19,8 @@ from vitcop.methods.one_frame import OneFrame as OneFrame
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
 from vitcop.methods.random_stages import RandomStages as RandomStages
+from vitcop.methods.sparsevlm import SparseVLM as SparseVLM
+from vitcop.methods.sparsevlm_plus import SparseVLMPlus as SparseVLMPlus
 from vitcop.methods.text_only import TextOnly as TextOnly
 from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2

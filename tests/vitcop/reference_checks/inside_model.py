@@ -26,8 +26,10 @@ from vitcop.methods.inside import last_token_attention
 from vitcop.methods.keydiff import keydiff_scores
 from vitcop.methods.knorm import knorm_scores
 from vitcop.methods.pyramiddrop import PyramidDrop
+from vitcop.methods.sparsevlm import rater_scores, raters, recycle, visual_scores
+from vitcop.methods.sparsevlm_plus import SparseVLMPlus, best_heads, head_totals, mean_of_heads, rotary_weights
 from vitcop.methods.vscan import VScan
-from vitcop.selection import Selection, top_k_in_order
+from vitcop.selection import Selection, apply_selection, take, top_k_in_order
 from vitcop.tokens import LayerTokens
 
 GEOMETRY = Geometry(num_layers=32, frames=1, height=1, width=1)
@@ -141,7 +143,7 @@ def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
     """Stages that rank by the coming layer. Positions are renumbered, as published; models keep the original ones."""
     differing, original = [], torch.arange(len(case["s0_hidden_in"]))
     for stage, count in enumerate(counts):
-        recorded = {name.removeprefix(f"s{stage}_"): value for name, value in case.items()}
+        recorded = _of_stage(case, stage)
         layer, visual = int(recorded["rank_layer"]), int(recorded["visual_in"])
         family = RecordedLayer(case, layer, f"s{stage}_")
         tokens = recorded_tokens(case, family, layer, recorded["hidden_in"], visual)
@@ -215,14 +217,99 @@ def kvpress(case: Case) -> list[str]:
     return _differing(**equal)
 
 
+def sparsevlm(case: Case) -> list[str]:
+    """Merged tokens come after the kept ones in the recorded sequence; models leave them at their centres' places."""
+    tokens, rater, differing = _raters(case)
+    for stage in range(int(case["num_stages"])):
+        recorded = _of_stage(case, stage)
+        visual, prefix = int(recorded["visual_in"]), int(case["prefix_len"])
+        kept = min(int(case["budgets"][stage]), visual - 1)
+        # Only the first stage's layer is recorded; later stages begin at its attention.
+        score = visual_scores(tokens, rater)[0] if stage == 0 else recorded["attn_rater_rows"].mean(dim=(0, 1))
+        features = recorded["hidden_layer_out"][None, prefix : prefix + visual]
+        ours = recycle(features, recorded["visual_score"][None], kept, recorded["noise"][None])
+        selection = ours.selection(visual)
+        centre = ours.candidates.gather(1, ours.centres)
+        merged = apply_selection(selection, features)[0][torch.searchsorted(selection.keep[0], centre[0])]
+        length = len(recorded["hidden_layer_out"])
+        source = _published_order(prefix, ours.kept[0], centre.shape[1], prefix + visual, length)
+        # A single cluster's centre is random in the published code, and what is merged does not depend on it.
+        centres = ours.centres[0] if centre.shape[1] > 1 else recorded["center_in_candidates"]
+        differing += _differing(
+            f"s{stage}_",
+            visual_kept=kept == int(recorded["visual_kept"]),
+            visual_score=close(score, recorded["visual_score"]),
+            kept_visual_local=same_indices(top_k_in_order(score, kept), recorded["kept_visual_local"]),
+            merge_candidates_local=same_indices(ours.candidates[0], recorded["merge_candidates_local"]),
+            cluster_num=centre.shape[1] == int(recorded["cluster_num"]),
+            density=close(ours.density[0], recorded["density"]),
+            cluster_score=close(ours.cluster_score[0], recorded["cluster_score"]),
+            center_in_candidates=same_indices(centres, recorded["center_in_candidates"]),
+            cluster_assign=same_indices(ours.cluster[0], recorded["cluster_assign"]),
+            merged_tokens=close(merged, recorded["merged_tokens"]),
+            sequence_source=same_indices(source, recorded["sequence_source"]),
+        )
+    return differing
+
+
+def _published_order(prefix: int, kept: Tensor, merged: int, text: int, length: int) -> Tensor:
+    """Sources of the tokens of the next layer: prefix, kept, merged (-1, -2, ...), and the text from `text` on."""
+    return torch.cat([torch.arange(prefix), kept + prefix, -1 - torch.arange(merged), torch.arange(text, length)])
+
+
+def sparsevlm_plus(case: Case) -> list[str]:
+    tokens, rater, differing = _raters(case)
+    recorded = _of_stage(case, 0)
+    rows = int(recorded["text_start"]) + case["rater_index"][None]
+    total = head_totals(tokens, rater)
+    heads = best_heads(total, len(recorded["heads_selected"]))
+    method, kept = SparseVLMPlus(retention_ratio=0.5, heads=heads.shape[1]), int(recorded["visual_kept"])
+    selection = select(method, tokens, kept)
+    keep, weights = in_sequence(tokens, selection), rotary_weights(tokens, rows)[0]
+    return differing + _differing(
+        "s0_",
+        visual_kept=kept == min(int(case["budgets"][0]), tokens.visual.shape[1] - 1),
+        attn_rater_rows=close(tokens.attention_to_visual(rows, own_layer=False)[0], recorded["attn_rater_rows"]),
+        rope_weights_rater_rows=close(weights, recorded.get("rope_weights_rater_rows", weights)),
+        head_sums=close(total.sum(dim=2)[0], recorded["head_sums"], 1e-4),
+        heads_selected=same_indices(heads[0], recorded["heads_selected"].sort().values),
+        visual_score=close(mean_of_heads(total, heads, rater)[0], recorded["visual_score"], 1e-4),
+        kept_visual_local=same_indices(selection.keep[0], recorded["kept_visual_local"]),
+        sequence_source=same_indices(keep, recorded["sequence_source"]),
+        positions_out=same_indices(keep, recorded["positions_out"]),
+    )
+
+
+def _raters(case: Case) -> tuple[LayerTokens, Tensor, list[str]]:
+    """The tokens of the first stage, its raters (1, T), and what of the raters differs."""
+    first = _of_stage(case, 0)
+    layer, visual, hidden = int(first["layer"]), int(first["visual_in"]), first["hidden_layer_in"]
+    family = RecordedLayer(case, layer, "s0_")
+    keys = family.rotated_keys(layer, hidden[None], family.rotary_at(hidden, torch.arange(len(hidden))[None]))[0]
+    tokens = recorded_tokens(case, family, layer + 1, hidden, visual, previous_keys=keys)
+    tokens = replace(tokens, embeds=case["input_embeds"][None], embeds_visual=tokens.visual)
+    suffix = len(case["rater_score"])
+    embeds = case["input_embeds"][None]
+    score = rater_scores(take(embeds, tokens.visual), embeds[:, -suffix:], tokens.question[:, -suffix:])
+    rater = raters(tokens)
+    return (
+        tokens,
+        rater,
+        _differing(
+            rater_score=close(score[0], case["rater_score"]),
+            rater_index=same_indices(rater[0, -suffix:].nonzero().flatten(), case["rater_index"]),
+        ),
+    )
+
+
+def _of_stage(case: Case, stage: int) -> dict[str, Tensor]:
+    return {name.removeprefix(f"s{stage}_"): value for name, value in case.items()}
+
+
 def _differing(prefix: str = "", **equal: bool) -> list[str]:
     return [prefix + name for name, same in equal.items() if not same]
 
 
 CHECKS: dict[str, Check] = {
-    "fastv": fastv,
-    "pyramiddrop": pyramiddrop,
-    "vscan_llm": vscan_llm,
-    "dart": dart,
-    "kvpress": kvpress,
+    check.__name__: check for check in (dart, fastv, kvpress, pyramiddrop, sparsevlm, sparsevlm_plus, vscan_llm)
 }
