@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,7 +18,6 @@ from pipeline.embedded.tokenizer import TURN_END, TURN_START
 
 IGNORE = -100
 END_WEIGHT = 0.1  # of the end-of-turn token, which is easy, against a word of the answer
-KIND_WEIGHTS = {"flash_shape": 3.0, "moving_shape": 2.0, "late_shape": 2.0, "flash_color": 2.0, "existence": 0.7}
 CAPTION_KIND = -1
 
 
@@ -110,11 +110,15 @@ def sample_text(
     questions: int,
     captions: int,
     video_tokens: int,
+    emphasis: Mapping[str, float],
 ) -> TextRow:
-    """Questions (harder kinds more often) and captions for every clip; each of the two groups' weights sum to 1."""
+    """Questions and captions for every clip; each of the two groups' weights sum to 1.
+
+    A kind is asked in proportion to its `emphasis`, which is 1 where none is given.
+    """
     rows = []
     for scene, times in scenes:
-        chosen = _choose_questions(scene, times, rng, questions)
+        chosen = _choose_questions(scene, times, rng, questions, emphasis)
         forms = rng.permutation(list(CAPTIONS)[: 2 if len(times) == 1 else None])[:captions]
         rows.append(
             [make_segment(tokenizer, *caption(scene, times.tolist(), str(form)), CAPTION_KIND) for form in forms]
@@ -123,9 +127,11 @@ def sample_text(
     return pack(rows, tokenizer, first_position=video_tokens + 2)
 
 
-def _choose_questions(scene: Scene, times: np.ndarray, rng: np.random.Generator, count: int) -> list[Question]:
+def _choose_questions(
+    scene: Scene, times: np.ndarray, rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
+) -> list[Question]:
     pool = [question for _ in range(2) for question in ask(scene, times.tolist(), rng)]
-    weights = np.array([KIND_WEIGHTS.get(question.kind, 1.0) for question in pool])
+    weights = np.array([emphasis.get(question.kind, 1.0) for question in pool])
     chosen = rng.choice(len(pool), min(count, len(pool)), replace=False, p=weights / weights.sum())
     return [pool[i] for i in chosen]
 

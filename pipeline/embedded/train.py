@@ -12,7 +12,8 @@ import argparse
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ class Stage:
     max_static: int = 3
     language: bool = True
     drop: bool = False
+    emphasis: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def work(self) -> int:
@@ -60,12 +62,22 @@ class Stage:
         return self.clips * (self.frames + 4 * self.language)
 
 
+# Kinds that are asked more often. Shapes of events are learned first; their colours need a push of their own.
+ON_SHAPES = {"flash_shape": 3.0, "moving_shape": 2.0, "late_shape": 2.0, "flash_color": 2.0, "existence": 0.7}
+ON_COLORS = {"flash_color": 3.0, "moving_color": 4.0, "late_color": 4.0, "flash_shape": 1.5, "existence": 0.7}
+ON_EVENTS = {kind: 2.0 for kind in KINDS if kind.startswith(("moving", "flash", "late"))}
+
 STAGES = (
     Stage(name="patches", steps=700, clips=16, frames=2, start_rate=2e-3, end_rate=2e-3, language=False),
-    Stage(name="frames", steps=500, clips=24, frames=1, start_rate=2e-3, end_rate=2e-3, max_static=2),
-    Stage(name="clips-4", steps=700, clips=12, frames=4, start_rate=2e-3, end_rate=1.8e-3),
-    Stage(name="clips-8", steps=1500, clips=8, frames=8, start_rate=1.6e-3, end_rate=1.2e-3),
-    Stage(name="dropped", steps=1400, clips=8, frames=8, start_rate=1.2e-3, end_rate=5e-5, drop=True),
+    Stage(
+        name="frames", steps=500, clips=24, frames=1, start_rate=2e-3, end_rate=2e-3, max_static=2, emphasis=ON_SHAPES
+    ),
+    Stage(name="shapes-4", steps=600, clips=12, frames=4, start_rate=2e-3, end_rate=1.83e-3, emphasis=ON_SHAPES),
+    Stage(name="colors-4", steps=200, clips=12, frames=4, start_rate=1.8e-3, end_rate=1.8e-3, emphasis=ON_COLORS),
+    Stage(name="clips-8", steps=600, clips=8, frames=8, start_rate=1.6e-3, end_rate=1.3e-3, emphasis=ON_EVENTS),
+    Stage(
+        name="dropped", steps=1000, clips=8, frames=8, start_rate=1.3e-3, end_rate=5e-5, drop=True, emphasis=ON_EVENTS
+    ),
 )
 
 
@@ -141,9 +153,14 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, progres
     progress.values["patch_shape"].append(shapes)
     if stage.language:
         text = sample_text(
-            rng, trainee.tokenizer, scenes,
-            questions=stage.questions, captions=stage.captions, video_tokens=stage.frames * TOKENS_PER_FRAME + 1,
-        )  # fmt: skip
+            rng,
+            trainee.tokenizer,
+            scenes,
+            questions=stage.questions,
+            captions=stage.captions,
+            video_tokens=stage.frames * TOKENS_PER_FRAME + 1,
+            emphasis=stage.emphasis,
+        )
         layers = trainee.model.config.text_config.num_hidden_layers
         keep = random_keep(rng, layers) if stage.drop else {}
         visual = visual_tokens(trainee.model, features, stage.clips)
