@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -26,21 +27,14 @@ class CacheLayout:
         seen: tokens of the unpruned sequence so far.
         next_position: (B,) position of the next token.
         tail: (B,) how many of the last tokens may be taken back: none that a visual token or a selection depends on.
-        position_shift: (B,) how far the caller's positions are ahead of this cache's; None if they agree.
     """
 
     next_position: Tensor
     tail: Tensor
     seen: int
-    position_shift: Tensor | None = None
     stage_of_layer: list[int] = field(default_factory=list)
     cached: list[int] = field(default_factory=list)
     valid: list[Tensor | None] = field(default_factory=list)
-
-    def shift_positions(self, next_position: Tensor) -> None:
-        """Go on at `next_position` (B,), whatever positions the caller counts."""
-        self.position_shift = self.next_position - next_position
-        self.next_position = next_position
 
     def enter_layer(self, length: int, valid: Tensor | None) -> None:
         """Note, in order of layers during the prefill, that the next layer caches `length` tokens."""
@@ -84,22 +78,15 @@ class CacheLayout:
         repeats = batch // rows
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
         self.tail = self.tail.repeat_interleave(repeats, dim=0)
-        if self.position_shift is not None:
-            self.position_shift = self.position_shift.repeat_interleave(repeats, dim=0)
         self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
 
-    def new_tokens(self, passed: int, mask: Tensor | None, position_ids: Tensor | None) -> int:
-        """How many of the `passed` last tokens are new.
+    def new_tokens(self, passed: int, length: int | None) -> int:
+        """How many of the `passed` last tokens are new: all, or what of a conversation's `length` was not seen yet.
 
         `generate` counts what is old by the first layer's cache, which is shorter than what was seen; when it goes on
-        with a whole conversation, it passes too many. The mask or the positions tell the truth.
+        with a whole conversation, it passes too many.
         """
-        if mask is not None:
-            count = mask.shape[1] - self.seen
-        elif position_ids is not None and passed > 1:
-            count = int((last_position(position_ids, len(self.next_position)) + 1 - self.next_position)[0])
-        else:
-            count = passed
+        count = passed if length is None else length - self.seen
         if not 1 <= count <= passed:
             raise UnsupportedInputError(
                 f"the cache has seen {self.seen} tokens; the input must hold those and at least one more "
@@ -107,15 +94,26 @@ class CacheLayout:
             )
         return count
 
-    def append(self, batch: int, count: int, new_valid: Tensor | None, position_ids: Tensor) -> None:
-        """Account for `count` tokens that the coming forward adds to every layer."""
-        if new_valid is None:
-            new_valid = torch.ones(batch, count, dtype=torch.bool, device=self.next_position.device)
-        self.valid = [None if mask is None else torch.cat((mask, new_valid), dim=1) for mask in self.valid]
+    def append(self, batch: int, count: int, new_valid: Tensor | None) -> Tensor:
+        """Account for `count` tokens that the coming forward adds to every layer.
+
+        Args:
+            new_valid: (B, count) bool or None, False at padding.
+
+        Returns:
+            (B, count) their positions, which go on where the cache ends.
+        """
+        ones = functools.partial(torch.ones, dtype=torch.bool, device=self.next_position.device)
+        new = ones(batch, count) if new_valid is None else new_valid
+        if new_valid is not None or self.valid[0] is not None:
+            old = [ones(batch, n) if m is None else m for m, n in zip(self.valid, self.cached, strict=True)]
+            self.valid = [torch.cat((mask, new), dim=1) for mask in old]
+        position_ids = (self.next_position[:, None] - 1 + new.cumsum(dim=1)).clamp(min=0)
         self.cached = [length + count for length in self.cached]
         self.seen += count
         self.tail = self.tail + count
-        self.next_position = last_position(position_ids, batch) + 1
+        self.next_position = position_ids[:, -1] + 1
+        return position_ids
 
 
 def last_position(position_ids: Tensor, batch: int) -> Tensor:

@@ -27,11 +27,11 @@ from vitcop.tokens import LayerTokens, VisualTokens
 Clock = Callable[[str], None]
 Positions = Literal["original", "compact"]
 
-DEFERRED = "vitcop_pixels"
-
 
 class Deferred(dict[str, Any]):
-    """Pixels that travel through `generate` as `mm_encoder_outputs`; it would encode them before the model is called."""
+    """What travels through `generate` as `mm_encoder_outputs` up to the first forward: the pixels, which it would
+    otherwise encode before the model is called ("visual"), and the length of the whole conversation ("length").
+    """
 
     def items(self) -> Any:
         """Asked for only where `generate` cuts the prompt and its features into chunks.
@@ -114,6 +114,7 @@ class Prefill:
 
     Attributes:
         seen: tokens of the unpruned prompt.
+        keeps_cache: whether the caller gets the cache (`use_cache`); pruning needs one either way.
         sequence: None at retention 1, where nothing is changed.
         layout: of the cache being filled.
         previous_hidden, embeds, embeds_visual: see LayerTokens.
@@ -123,6 +124,7 @@ class Prefill:
     geometry: Geometry
     batch: int
     seen: int
+    keeps_cache: bool
     cache: Cache | None = None
     sequence: Sequence | None = None
     layout: CacheLayout | None = None
@@ -180,8 +182,9 @@ class prune:
         if positions not in ("original", "compact"):
             raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}")
         self.model: Any = model
-        self.method, self.frame_chunk, self.token_chunk, self.positions = method, frame_chunk, token_chunk, positions
         self.family: Family = family_of(model)
+        self.method = method.bind(model)
+        self.frame_chunk, self.token_chunk, self.positions = frame_chunk, token_chunk, positions
         self.clock: Clock = clock or (lambda label: None)
         self.stats = PruneStats()
         self._signature = inspect.signature(self.family.base.forward)
@@ -228,12 +231,13 @@ class prune:
         """Send the pixels of `generate` on to the forward, where they can be pruned."""
         names = [name for name in self.family.visual_inputs if model_kwargs.get(name) is not None]
         visual = {name: model_kwargs[name] for name in names}
-        if self.method.retention_ratio == 1:
+        pruned = hasattr(model_kwargs.get("past_key_values"), ATTRIBUTE)
+        if self.method.retention_ratio == 1 and not pruned:
             self._visual = visual
             return encode(model_kwargs)
         for name in names:
             del model_kwargs[name]
-        model_kwargs["mm_encoder_outputs"] = Deferred({DEFERRED: visual} if visual else {})
+        model_kwargs["mm_encoder_outputs"] = Deferred(visual=visual, length=model_kwargs["position_ids"].shape[-1])
         return model_kwargs
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -253,8 +257,8 @@ class prune:
     def _visual_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The visual inputs of a forward that `generate` holds back or has encoded."""
         encoded = inputs.get("mm_encoder_outputs") or {}
-        if DEFERRED in encoded:
-            return encoded[DEFERRED]
+        if isinstance(encoded, Deferred):
+            return encoded["visual"]
         if encoded and self.method.retention_ratio < 1:
             raise UnsupportedInputError("encoded features (mm_encoder_outputs) can't be pruned; pass the pixels")
         return self._visual if encoded else {}
@@ -265,6 +269,8 @@ class prune:
             return
         if isinstance(active, Prefill):
             self._finish(active, output.past_key_values)
+            if not active.keeps_cache:
+                output.past_key_values = None
             self.clock("prefill")
         else:
             self.clock("step")
@@ -275,7 +281,13 @@ class prune:
             raise UnsupportedInputError("pass input_ids together with the pixels; inputs_embeds can't be pruned")
         geometry = self.family.geometry(inputs)
         plan = self.method.plan(geometry)
-        state = self._active = Prefill(plan=plan, geometry=geometry, batch=len(ids), seen=ids.shape[1])
+        state = self._active = Prefill(
+            plan=plan,
+            geometry=geometry,
+            batch=len(ids),
+            seen=ids.shape[1],
+            keeps_cache=inputs.get("use_cache") is not False,
+        )
         if self.method.retention_ratio == 1:
             return None
         state.cache = inputs.get("past_key_values")
@@ -349,16 +361,17 @@ class prune:
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
-        next_position = last_position(position_ids, batch) + 1
         position_ids = _slice_positions(position_ids, positions)
-        state.sequence = sequence
-        tail = sequence.after * (not self.method.query_aware)
-        state.layout = CacheLayout(seen=state.seen, next_position=next_position, tail=tail)
         if self.positions == "compact":
             position_ids = _compact(position_ids, sequence.valid)
-            state.layout.shift_positions(last_position(position_ids, batch) + 1)
         elif position_ids.dim() == 2:
             self._warn_beyond_context(length)
+        state.sequence = sequence
+        state.layout = CacheLayout(
+            seen=state.seen,
+            next_position=last_position(position_ids, batch) + 1,
+            tail=sequence.after * (not self.method.query_aware),
+        )
         return self._text_inputs(inputs) | {
             "inputs_embeds": embeds,
             "attention_mask": sequence.valid,
@@ -379,15 +392,11 @@ class prune:
     def _places(self, ids: Tensor, count: int) -> Tensor:
         """(B, count) positions of the visual placeholders, of which each row must have `count`."""
         mask = self.family.placeholders(ids)
-        right = (mask.sum(dim=1) == count).all()
-        message = (
-            f"every prompt of the batch must hold {count} visual placeholder tokens, one video of equal length each"
+        _require(
+            (mask.sum(dim=1) == count).all(),
+            f"every prompt of the batch must hold {count} visual placeholder tokens, one video of equal length each; "
+            "put other lengths into other batches",
         )
-        if right.device.type == "cpu" and not right:
-            raise UnsupportedInputError(
-                f"{message}; got {mask.sum(dim=1).tolist()}; put other lengths into other batches"
-            )
-        torch._assert_async(right, message)
         return true_indices(mask, count)
 
     def _text_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -399,18 +408,16 @@ class prune:
         """Give a forward from a pruned cache its true new tokens, positions and masks."""
         cache = inputs["past_key_values"]
         name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
-        tokens, mask, position_ids = inputs[name], inputs.get("attention_mask"), inputs.get("position_ids")
-        batch = tokens.shape[0]
+        tokens, mask = inputs[name], inputs.get("attention_mask")
         _check_mask(mask)
         layout.match_length(cache)
-        layout.match_batch(batch)
-        if position_ids is not None and layout.position_shift is not None:
-            position_ids = position_ids - layout.position_shift[:, None]
-        count = layout.new_tokens(tokens.shape[1], mask, position_ids)
-        if position_ids is None:
-            position_ids = layout.next_position[:, None] + torch.arange(count, device=tokens.device)
-        position_ids = position_ids[..., -count:]
-        layout.append(batch, count, None if mask is None else mask[:, -count:].bool(), position_ids)
+        layout.match_batch(len(tokens))
+        length = (inputs.get("mm_encoder_outputs") or {}).get("length") if mask is None else mask.shape[1]
+        count = layout.new_tokens(tokens.shape[1], length)
+        if name == "input_ids" and self.family.pixels(inputs | self._visual_inputs(inputs)) is not None:
+            new_clips = self.family.placeholders(tokens[:, -count:]).any()
+            _require(~new_clips, "a video after a cached prompt can't be pruned; start a conversation with its videos")
+        position_ids = layout.append(len(tokens), count, None if mask is None else mask[:, -count:].bool())
         self._active = Continuation(cache, layout, {})
         return self._text_inputs(inputs) | {
             name: tokens[:, -count:],
@@ -624,6 +631,17 @@ def _compact(position_ids: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
     return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _require(condition: Tensor, message: str) -> None:
+    """Raise where a condition fails; on a GPU it shows at the next synchronisation, nothing waits for it here.
+
+    Raises:
+        UnsupportedInputError: on the CPU.
+    """
+    if condition.device.type == "cpu" and not condition:
+        raise UnsupportedInputError(message)
+    torch._assert_async(condition, message)
 
 
 def _repeat(encoded: Encoded, batch: int) -> Encoded:
