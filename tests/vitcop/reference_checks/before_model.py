@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from tests.vitcop.reference_checks import Case, Check, close, same_indices
+from vitcop.methods.density import density_peaks
 from vitcop.methods.divprune import divprune_order
 from vitcop.methods.evs import evs_scores
+from vitcop.methods.fastvid import NEIGHBOURS, FastVID, Flavour
 from vitcop.methods.quotas import meet_count
-from vitcop.methods.similarity import unit
+from vitcop.methods.segments import Segments, split_at_changes
+from vitcop.methods.similarity import similarity_to_previous, unit
 from vitcop.methods.vcast import curvature, vcast_select
 from vitcop.methods.vidcom2 import steady_channels, vidcom2_likeness, vidcom2_select, vidcom2_shares
 from vitcop.methods.visionzip import merged_selection, visionzip_select
@@ -97,6 +100,57 @@ def visionzip(case: Case) -> list[str]:
     )
 
 
+def fastvid(case: Case) -> list[str]:
+    salient, context, equal = _fastvid(case, "onevision")
+    free = ~salient[0]
+    score, _ = density_peaks(_frames(case)[0], free, NEIGHBOURS, NEIGHBOURS)
+    return _differing(
+        **equal,
+        context_num_list=same_indices(context.sum(dim=2)[0], case["context_num_list"].long()),
+        frame_salient_num=bool((salient.sum(dim=2) == case["frame_salient_num"]).all()),
+        salient_kept=same_indices(_kept(salient), case["salient_kept"].flatten().sort().values),
+        density_score=close(score[free].view_as(case["density_score"]), case["density_score"], 1e-4),
+        is_salient=same_indices(salient.flatten()[_kept(salient | context)], case["is_salient"]),
+    )
+
+
+def fastvid_llavavideo(case: Case) -> list[str]:
+    return _differing(**_fastvid(case, "video")[2])
+
+
+def _fastvid(case: Case, flavour: Flavour) -> tuple[Tensor, Tensor, dict[str, bool]]:
+    frames, ratio = _frames(case), float(case["ratio"])
+    method = FastVID(
+        retention_ratio=ratio,
+        flavour=flavour,
+        min_segments=int(case["dyseg_c"]),
+        threshold=float(case["dyseg_tau"]),
+        context_share=float(case["stprune_d"]),
+        anchor_stride=int(case["dtm_p"]),
+        beta=float(case["dtm_beta"]),
+    )
+    similarity = similarity_to_previous(case["frame_global_features"][None])
+    segments = split_at_changes(similarity, method.threshold, method.min_segments)
+    per_frame = int(frames.shape[2] * ratio)
+    salient, context, features = method.choose(frames, case["frame_attn"][None], segments, per_frame)
+    keep = _kept(salient | context)
+    equal = {
+        "similarity": close(similarity[0], case["similarity"]),
+        "segment_sizes": same_indices(_lengths(segments), case["segment_sizes"]),
+        "frame_retain_num": per_frame == int(case["frame_retain_num"]),
+        "kept": same_indices(keep, case["kept"].sort().values),
+        "per_frame": same_indices(_per_frame(keep, frames), case["per_frame"]),
+    }
+    if all(equal.values()):
+        equal["merged"] = close(features.flatten(1, 2)[0, keep], case["merged"][case["kept"].argsort()], 1e-4)
+    return salient, context, equal
+
+
+def _lengths(segments: Segments) -> Tensor:
+    """Lengths of a clip's runs."""
+    return segments.length[0][segments.place[0] == 0]
+
+
 def _frames(case: Case) -> Tensor:
     """The case's features as one clip (1, T, N, C)."""
     count = int(case["thw"][0])
@@ -119,6 +173,8 @@ def _differing(**equal: bool) -> list[str]:
 CHECKS: dict[str, Check] = {
     "divprune": divprune,
     "evs": evs,
+    "fastvid": fastvid,
+    "fastvid_llavavideo": fastvid_llavavideo,
     "vcast": vcast,
     "vidcom2": vidcom2,
     "visionzip": visionzip,

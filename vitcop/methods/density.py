@@ -1,0 +1,54 @@
+"""Density peaks by nearest neighbours (DPC-kNN), batched over groups of points of which some don't count."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vitcop.clustering import pairwise_distance
+
+
+def density_peaks(points: Tensor, valid: Tensor, neighbours: Tensor | int, most: int) -> tuple[Tensor, Tensor]:
+    """Score how well each point would serve as the centre of a cluster.
+
+    Density is `exp(-mean of the squared distances to the nearest neighbours)`, the point itself among them; the score
+    is density times the distance to the nearest denser point, or to the farthest pair's where none is denser.
+
+    Args:
+        points: (G, n, D).
+        valid: (G, n) bool; the other points don't exist.
+        neighbours: how many, a number or (G,), at most `most` and at most as many as there are points.
+
+    Returns:
+        Scores (G, n), minus infinity where not valid, and distances (G, n, n), divided by the root of D.
+    """
+    distance = pairwise_distance(points) / points.shape[-1] ** 0.5
+    pairs = valid[:, :, None] & valid[:, None]
+    number = valid.sum(dim=1).clamp(max=neighbours).clamp(1, most)[:, None, None]
+    nearest = distance.masked_fill(~pairs, float("inf")).topk(min(most, points.shape[1]), largest=False).values
+    used = torch.arange(nearest.shape[-1], device=points.device) < number
+    density = (-nearest.square().masked_fill(~used, 0).sum(dim=-1) / number[..., 0]).exp()
+    denser = (density[:, None] > density[:, :, None]) & pairs
+    farthest = distance.masked_fill(~pairs, 0).amax(dim=(1, 2), keepdim=True)
+    gap = torch.where(denser, distance, farthest).amin(dim=-1)
+    return (gap * density).masked_fill(~valid, float("-inf")), distance
+
+
+def gather_members(points: Tensor, nearness: Tensor, centres: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Let each member join the centre nearest to it.
+
+    Args:
+        points: (G, m, D) candidates for membership.
+        nearness: (G, n, m), larger is nearer.
+        centres: (G, n) bool, which of the n points are centres.
+        members: (G, m) bool, which candidates join.
+
+    Returns:
+        Mean (G, n, D) of those who joined, float32, 0 where there are none, and their number (G, n).
+    """
+    best = nearness.masked_fill(~centres[..., None], float("-inf")).argmax(dim=1)
+    number = torch.arange(centres.shape[1], device=centres.device)[:, None]
+    joined = (best[:, None] == number) & members[:, None] & centres[..., None]
+    count = joined.sum(dim=-1)
+    # A product with 0 and 1 adds up in the same order every time, which scattering does not.
+    return joined.float() @ points.float() / count.clamp(min=1)[..., None], count
