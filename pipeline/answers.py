@@ -34,6 +34,7 @@ from vitcop import (
     UnsupportedModelError,
     prune,
 )
+from vitcop.families import family_of
 from vitcop.methods import Method, get_method
 
 __all__ = ["Answer", "Question", "VideoQA"]
@@ -194,26 +195,38 @@ class VideoQA:
 
 
 class Clip:
-    """A clip on the model's device, inside the pruning context, and the cache of what its prompts have in common."""
+    """A clip on the model's device, inside the pruning context, and the cache of what its prompts have in common.
+
+    Args:
+        share: whether prompts may go on from one pass over the video.
+    """
 
     def __init__(self, loaded: LoadedModel, video: DecodedVideo, *, share: bool) -> None:
         self.model, self.share = loaded.model, share
         frames = torch.from_numpy(video.frames).to(loaded.device)
         self.inputs = loaded.frame_processor.to_model_inputs(frames, video.times, loaded.dtype)
         self.placeholders = loaded.frame_processor.placeholders(self.inputs, video.times)
-        self._visual_id = loaded.tokenizer.convert_tokens_to_ids(loaded.frame_processor.visual_token)
+        self._family = family_of(loaded.model)
         self._takes_types = "mm_token_type_ids" in inspect.signature(loaded.model.forward).parameters
         self._shared: tuple[tuple[int, ...], Cache] | None = None
 
     def log_likelihoods(self, prompt: Prompt, answers: Sequence[Sequence[int]]) -> Tensor:
         """(n,) log-probability of each of n answers (token ids) to the prompt."""
-        output = self.model(**self._prompt_inputs(prompt), use_cache=True, logits_to_keep=1)
+        inputs = self._prompt_inputs(prompt)
+        positions = inputs["position_ids"]
+        inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
+        output = self.model(**inputs, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         cache.batch_repeat_interleave(len(answers))
         ids = [torch.tensor(answer, device=self.model.device) for answer in answers]
         targets = pad_sequence(ids, batch_first=True, padding_value=-1)
         # Padding stands at the right, where no token that counts can see it; its own log-probabilities are left out.
-        later = self.model(input_ids=targets[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True).logits
+        later = self.model(
+            input_ids=targets[:, :-1].clamp(min=0),
+            past_key_values=cache,
+            position_ids=_positions_after(positions, targets.shape[1] - 1),
+            use_cache=True,
+        ).logits
         logits = torch.cat((output.logits.expand(len(answers), -1, -1), later), dim=1).float()
         log_probabilities = logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
         return log_probabilities.masked_fill(targets < 0, 0).sum(dim=1)
@@ -233,22 +246,33 @@ class Clip:
         return output[0, given:].tolist()
 
     def _prompt_inputs(self, prompt: Prompt) -> dict[str, Any]:
-        """What the model needs to read a prompt: all of it, or what follows the pass over the video."""
+        """What `generate` needs to read a prompt: all of it, or the cached pass over the video and what follows.
+
+        The positions are those of the whole prompt, as some models don't count on rightly from a cached video.
+        """
+        inputs = self._visual_inputs(prompt.ids)
+        inputs["position_ids"] = self._family.position_ids(inputs)
         if not self.share:
-            return self._visual_inputs(prompt.ids)
-        shared = prompt.ids[: prompt.prefix_length]
-        if self._shared is None or self._shared[0] != shared:
-            output = self.model(**self._visual_inputs(shared), use_cache=True, logits_to_keep=1)
-            self._shared = shared, output.past_key_values
+            return inputs
+        cut = prompt.prefix_length
         return {
-            "input_ids": torch.tensor([prompt.ids[prompt.prefix_length :]], device=self.model.device),
-            "past_key_values": copy.deepcopy(self._shared[1]),
+            "past_key_values": copy.deepcopy(self._prefix(prompt.ids[:cut])),
+            "input_ids": inputs["input_ids"][:, cut:],
+            "position_ids": inputs["position_ids"],
         }
+
+    def _prefix(self, ids: tuple[int, ...]) -> Cache:
+        """The cache of the beginning of a prompt, the video included; the last one is kept."""
+        if self._shared is None or self._shared[0] != ids:
+            self._shared = None  # lets go of it before the next one is made
+            output = self.model(**self._visual_inputs(ids), use_cache=True, logits_to_keep=1)
+            self._shared = ids, output.past_key_values
+        return self._shared[1]
 
     def _visual_inputs(self, ids: Sequence[int]) -> dict[str, Any]:
         inputs = {"input_ids": torch.tensor([ids], device=self.model.device), **self.inputs}
         if self._takes_types:  # from these the families with M-RoPE know what is text (0) and what is video (2)
-            inputs["mm_token_type_ids"] = 2 * (inputs["input_ids"] == self._visual_id).int()
+            inputs["mm_token_type_ids"] = 2 * self._family.placeholders(inputs["input_ids"]).int()
         return inputs
 
 
@@ -323,6 +347,11 @@ def attempt(work: Callable[[], Result]) -> Result | RowError:
         failure = RowError("cannot_prune", str(error))
     torch.cuda.empty_cache()
     return failure
+
+
+def _positions_after(position_ids: Tensor, count: int) -> Tensor:
+    """The `count` positions that follow the last of (..., 1, S), where all axes of a text position are equal."""
+    return position_ids[..., -1:] + torch.arange(1, count + 1, device=position_ids.device)
 
 
 def _is_correct(question: Question, prediction: str, choice: int | None, right: int | None) -> bool | None:

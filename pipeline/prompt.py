@@ -29,8 +29,9 @@ class Prompt:
 
     Attributes:
         ids: token ids, the visual placeholders included.
-        prefix_length: leading tokens up to the last placeholder; the same for all questions on a clip.
-        tail: the text after the last placeholder, with the opening of the assistant's turn.
+        prefix_length: leading tokens that are the same for all questions on a clip: those up to the last placeholder,
+            and what the chat template writes between that and the question.
+        tail: the text after the video, with the opening of the assistant's turn.
     """
 
     ids: tuple[int, ...]
@@ -53,6 +54,7 @@ class PromptBuilder:
         self, tokenizer: PreTrainedTokenizerBase, config: AnswerConfig, *, video: str, visual_token: str
     ) -> None:
         self.tokenizer, self.config, self.video, self.visual_token = tokenizer, config, video, visual_token
+        self.visual_id = tokenizer.convert_tokens_to_ids(visual_token)
         self.control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         try:
             count = self._render("What happens?").count(video)
@@ -62,6 +64,7 @@ class PromptBuilder:
             raise ConfigError(f"the chat template writes {video!r} {count} times for one video; it must write it once")
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer names no eos_token, so it can't be told where an answer ends")
+        self.samples = (self._render("Why?"), self._render("0"))
 
     def build(self, question: Question, placeholders: str) -> Prompt:
         """The prompt of a question, with `placeholders` (all visual tokens of the clip) in the video's place.
@@ -69,13 +72,12 @@ class PromptBuilder:
         Raises:
             RowError: `bad_question`, a control token in the text or more options than letters.
         """
-        text = self._render(self._user_text(question)).replace(self.video, placeholders)
-        ids = self._encode(text)
-        visual_id = self.tokenizer.convert_tokens_to_ids(self.visual_token)
+        text = self._render(self._user_text(question))
+        video, rest = self._halves(text, placeholders)
         return Prompt(
-            ids=tuple(ids),
-            prefix_length=len(ids) - ids[::-1].index(visual_id),
-            tail=text.rpartition(self.visual_token)[2],
+            ids=(*video, *rest),
+            prefix_length=len(video) + len(_common(rest, self._before_question(placeholders))),
+            tail=text.partition(self.video)[2],
         )
 
     def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
@@ -119,6 +121,23 @@ class PromptBuilder:
         messages = [*(system if self.config.system else []), user]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
+    def _before_question(self, placeholders: str) -> list[int]:
+        """The token ids that every prompt has between the last visual token and the question."""
+        last = self.visual_token + placeholders.rpartition(self.visual_token)[2]
+        return _common(*(self._halves(sample, last)[1] for sample in self.samples))
+
+    def _halves(self, text: str, placeholders: str) -> tuple[list[int], list[int]]:
+        """The token ids of a rendered prompt up to its last visual token, and those behind it."""
+        ids = self._encode(text.replace(self.video, placeholders))
+        end = len(ids) - ids[::-1].index(self.visual_id)
+        return ids[:end], ids[end:]
+
     def _encode(self, text: str) -> list[int]:
         begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
         return self.tokenizer(text, add_special_tokens=not begins).input_ids
+
+
+def _common(first: list[int], second: list[int]) -> list[int]:
+    """What two lists begin with alike."""
+    differ = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
+    return first[: next(differ, min(len(first), len(second)))]

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError, RowError
 from pipeline.model import LoadedModel, load_model
 from pipeline.prompt import Prompt, Question
 from pipeline.video import DecodedVideo
-from tests.pipeline.tiny_models import save_llava_onevision
+from tests.pipeline.tiny_models import FRAMES, save_checkpoint
 from vitcop import prune
 from vitcop.budget import Geometry, Plan
 from vitcop.methods import METHODS, Random
@@ -35,7 +35,7 @@ QUESTIONS = (OPEN, COLOR, YES_NO)
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    return load_model(str(save_llava_onevision(tmp_path_factory.mktemp("checkpoint"))))
+    return load_model(str(save_checkpoint("llava_onevision", tmp_path_factory.mktemp("checkpoint"))))
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def video() -> DecodedVideo:
     return make_video(8, seed=0)
 
 
-def make_video(num_frames: int, seed: int) -> DecodedVideo:
-    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, 64, 64, 3), dtype=np.uint8)
+def make_video(num_frames: int, seed: int, size: tuple[int, int] = (56, 56)) -> DecodedVideo:
+    frames = np.random.default_rng(seed).integers(0, 256, (num_frames, *size, 3), dtype=np.uint8)
     return DecodedVideo(
         frames=frames,
         indices=np.arange(num_frames),
@@ -76,7 +76,12 @@ def prompt_of(qa: VideoQA, video: DecodedVideo, question: Question) -> Prompt:
 
 
 def full_inputs(qa: VideoQA, video: DecodedVideo, ids: tuple[int, ...]) -> dict[str, Tensor]:
-    return {"input_ids": torch.tensor([ids]), **Clip(qa.loaded, video, share=False).inputs}
+    """The inputs of one plain forward over a whole prompt."""
+    frames = torch.from_numpy(video.frames)
+    inputs = {"input_ids": torch.tensor([ids]), **qa.loaded.frame_processor.to_model_inputs(frames, video.times)}
+    if "video_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == qa.loaded.model.config.video_token_id).int() * 2
+    return inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,21 +153,39 @@ def log_likelihoods_alone(qa: VideoQA, video: DecodedVideo, prompt: Prompt, answ
     return torch.stack(scores)
 
 
+@pytest.fixture(scope="module", params=FRAMES)
+def any_family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_model(str(save_checkpoint(request.param, tmp_path_factory.mktemp(request.param))))
+
+
 @pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
 @pytest.mark.parametrize("share", [True, False])
 @torch.inference_mode()
-def test_options_are_scored_as_in_whole_passes(
-    loaded: LoadedModel, video: DecodedVideo, keep_ratio: float, share: bool
-) -> None:
-    qa = make_qa(loaded, keep_ratio=keep_ratio)
+def test_options_are_scored_as_in_whole_passes(any_family: LoadedModel, keep_ratio: float, share: bool) -> None:
+    video = make_video(8, seed=0, size=any_family.frame_processor.frame_size(40, 56, 8))
+    qa = make_qa(any_family, keep_ratio=keep_ratio)
     prompt = prompt_of(qa, video, COLOR)
     answers = [qa.prompts.answer_ids(prompt, option) for option in COLOR.options]
-    with prune(loaded.model, qa.method):
-        clip = Clip(loaded, video, share=share)
+    with prune(any_family.model, qa.method):
+        clip = Clip(any_family, video, share=share)
         scores = [clip.log_likelihoods(prompt, answers) for _ in range(2)]
         expected = log_likelihoods_alone(qa, video, prompt, answers)
     assert torch.allclose(scores[0], expected, atol=1e-4)
     assert torch.equal(scores[0], scores[1]), "scoring must leave the shared cache as it was"
+
+
+@pytest.mark.parametrize("keep_ratio", [1.0, 0.25])
+def test_every_family_generates_as_in_a_separate_run(any_family: LoadedModel, keep_ratio: float) -> None:
+    video = make_video(8, seed=1, size=any_family.frame_processor.frame_size(56, 40, 8))
+    qa = make_qa(any_family, keep_ratio=keep_ratio)
+    first, second = qa.answer(video, [OPEN, COLOR])
+    if keep_ratio == 1:
+        assert first.prediction == generate_alone(qa, video, OPEN)
+    else:
+        with prune(any_family.model, qa.method):
+            assert first.prediction == generate_alone(qa, video, OPEN)
+    assert abs(first.visual_tokens_kept - keep_ratio * first.visual_tokens_full) <= 1
+    assert second.error is None
 
 
 def test_the_most_likely_option_is_the_answer(loaded: LoadedModel, video: DecodedVideo) -> None:
@@ -393,4 +416,4 @@ def test_other_exceptions_are_not_swallowed() -> None:
 
 def test_the_frame_size_travels_to_the_decoder(loaded: LoadedModel) -> None:
     size: Callable[[int, int, int], tuple[int, int]] = pickle.loads(pickle.dumps(make_qa(loaded).frame_size))
-    assert size(120, 90, 8) == (64, 64)
+    assert size(120, 90, 8) == (56, 56)

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
 from pipeline.model import LoadedModel, folder_hash, load_model, model_revision
-from tests.pipeline.tiny_models import FAMILIES, save_llava_onevision
+from tests.pipeline.tiny_models import FRAMES, save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_llava_onevision(tmp_path_factory.mktemp("checkpoint"))
+    return save_checkpoint("llava_onevision", tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def edit_config(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FRAMES)
 def test_a_folder_is_loaded(family: str, tmp_path: Path) -> None:
-    loaded = load_model(str(FAMILIES[family](tmp_path)))
+    loaded = load_model(str(save_checkpoint(family, tmp_path)))
     assert loaded.model_type == family
     assert (loaded.device, loaded.dtype) == (torch.device("cpu"), torch.float32)
     assert not loaded.model.training

@@ -34,14 +34,15 @@ def test_options_are_listed_by_letter_when_the_answer_is_generated() -> None:
     assert f"Which?\nA. red\nB. dark blue\n{CHOICE_INSTRUCTION}<|im_end|>" in text
 
 
-def test_questions_on_a_clip_share_their_prefix() -> None:
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+def test_questions_on_a_clip_share_all_that_comes_before_them(end: str) -> None:
     builder = make_builder()
-    prompts = [builder.build(Question(question=question), VIDEO * 5) for question in ("Which?", "Is it red or not?")]
-    first, second = (prompt.ids[: prompt.prefix_length] for prompt in prompts)
-    video_id = builder.tokenizer.convert_tokens_to_ids(VIDEO)
-    assert first == second
-    assert first[-5:] == (video_id,) * 5
-    assert all(video_id not in prompt.ids[prompt.prefix_length :] for prompt in prompts)
+    questions = ("Which?", "Why?", "0", "Why not?")
+    prompts = [builder.build(Question(question=question), f"a: {VIDEO}, b: {VIDEO}{end}") for question in questions]
+    shared = [builder.tokenizer.decode(prompt.ids[: prompt.prefix_length]) for prompt in prompts]
+    rest = [builder.tokenizer.decode(prompt.ids[prompt.prefix_length :]) for prompt in prompts]
+    assert shared == [f"<|im_start|>user\na: {VIDEO}, b: {VIDEO}{end}\n"] * 4
+    assert rest == [f"{question}<|im_end|>\n<|im_start|>assistant\n" for question in questions]
 
 
 @pytest.mark.parametrize("token", [VIDEO, END, "<|im_start|>"])
