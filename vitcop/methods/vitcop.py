@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vitcop.budget import Geometry, Plan, UnreachableBudgetError
 from vitcop.clustering import density_peak_clusters, patch_positions
 from vitcop.methods.base import Method
+from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.scores import key_distance, key_norm
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
 from vitcop.tokens import LayerTokens, VisualTokens
-
-KeyScore = Literal["small", "large", "distance"]
 
 DEEP_SHARE = 1 / 5
 """Tokens of the deep stage for each one of the shallow stage."""
@@ -41,7 +41,9 @@ class ViTCoP(Method):
 
     Attributes:
         key_score: what marks a salient token: "small" norm of the head-mean key (the paper), "large" norm, or a large
-            "distance" from the clip's mean key. Which one holds differs between models.
+            "distance" from the clip's mean key. Which one holds differs between models; "profile" takes, at each
+            stage, the score (and, unless given here, the layers) that `python -m vitcop.calibrate` measured.
+        profile: the measured profile or its path, for "profile"; by default the one in the model's folder.
         merge: "authors" (token plus mean of its group, as published) or "mean".
         vision_keep, cluster_fraction, shallow_layer, deep_layer: overrides of the defaults above.
     """
@@ -51,7 +53,8 @@ class ViTCoP(Method):
     needs_vision_attention: ClassVar[bool] = True
     needs_vision_keys: ClassVar[bool] = True
 
-    key_score: KeyScore = "small"
+    key_score: KeyScore | Literal["profile"] = "small"
+    profile: Profile | str | Path | None = None
     merge: MergeRule = "authors"
     vision_keep: float | None = None
     cluster_fraction: float | None = None
@@ -60,15 +63,40 @@ class ViTCoP(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.key_score not in ("small", "large", "distance"):
-            raise ValueError(f"key_score must be 'small', 'large' or 'distance', got {self.key_score!r}")
+        if self.key_score not in (*KEY_SCORES, "profile"):
+            raise ValueError(f"key_score must be 'small', 'large', 'distance' or 'profile', got {self.key_score!r}")
+        if self.profile is not None and self.key_score != "profile":
+            raise ValueError(f"a profile goes with key_score='profile', got key_score={self.key_score!r}")
+        if isinstance(self.profile, str | Path):
+            object.__setattr__(self, "profile", Profile.load(self.profile))
         if self.merge not in ("authors", "mean"):
             raise ValueError(f"merge must be 'authors' or 'mean', got {self.merge!r}")
 
+    def bind(self, model: nn.Module) -> ViTCoP:
+        """The method with the profile that it needs, found beside the model unless it was given.
+
+        Raises:
+            ProfileError: there is none, or it is of another model.
+        """
+        if self.key_score != "profile":
+            return self
+        bound = self if self.profile else replace(self, profile=find_profile(model))
+        bound._measured.check(model.config.get_text_config().num_hidden_layers)
+        return bound
+
+    @property
+    def _measured(self) -> Profile:
+        if not isinstance(self.profile, Profile):
+            raise RuntimeError("key_score='profile' without a profile; `prune` looks for it beside the model (bind)")
+        return self.profile
+
     def layers(self, num_layers: int) -> tuple[int, int]:
         """The layers before which stages II and III prune; a deep layer of `num_layers` means no stage III."""
-        shallow = self.shallow_layer or max(1, round(num_layers / 16))
-        deep = self.deep_layer or max(shallow + 1, round(11 * num_layers / 16))
+        shallow, deep = default_layers(num_layers)
+        if self.key_score == "profile":
+            shallow, deep = self._measured.shallow.layer, self._measured.deep.layer
+        shallow = self.shallow_layer or shallow
+        deep = self.deep_layer or max(shallow + 1, deep)
         if not 0 < shallow < deep <= num_layers:
             raise ValueError(f"need 0 < shallow layer < deep layer <= {num_layers}, got {shallow} and {deep}")
         return shallow, deep
@@ -158,10 +186,17 @@ class ViTCoP(Method):
 
     def saliency(self, tokens: LayerTokens, geometry: Geometry) -> Tensor:
         """(B, K) score of each visual token; higher is more salient."""
-        if self.key_score == "distance":
+        score = self._measured.best(tokens.layer) if self.key_score == "profile" else self.key_score
+        if score == "distance":
             return key_distance(tokens.keys)
         norm = key_norm(tokens.keys)
-        return -norm if self.key_score == "small" else norm
+        return -norm if score == "small" else norm
+
+
+def default_layers(num_layers: int) -> tuple[int, int]:
+    """The paper's shallow and deep layer, 2 and 22 of 32, in a language model of another depth."""
+    shallow = max(1, round(num_layers / 16))
+    return shallow, max(shallow + 1, round(11 * num_layers / 16))
 
 
 def tokens_per_frame(entering: int, frames: int) -> int:
