@@ -10,8 +10,10 @@ from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.expected_attention import ExpectedAttention as ExpectedAttention
 from vitcop.methods.fastv import FastV as FastV
 from vitcop.methods.fastvid import FastVID as FastVID
+from vitcop.methods.flashvid import FlashVID as FlashVID
 from vitcop.methods.frame_subsample import FrameSubsample as FrameSubsample
 from vitcop.methods.grid import Grid as Grid
+from vitcop.methods.holitom import HoliTom as HoliTom
 from vitcop.methods.keydiff import KeyDiff as KeyDiff
 from vitcop.methods.kmeans import KMeans as KMeans
 from vitcop.methods.knorm import Knorm as Knorm

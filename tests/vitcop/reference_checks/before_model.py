@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from vitcop.methods.density import density_peaks
 from vitcop.methods.divprune import divprune_order
 from vitcop.methods.evs import evs_scores
 from vitcop.methods.fastvid import NEIGHBOURS, FastVID, Flavour
+from vitcop.methods.flashvid import Diversity, FlashVID
+from vitcop.methods.holitom import HoliTom, ratio_after_averaging, static_windows
 from vitcop.methods.quotas import meet_count
 from vitcop.methods.segments import Segments, split_at_changes
 from vitcop.methods.similarity import similarity_to_previous, unit
@@ -146,6 +150,74 @@ def _fastvid(case: Case, flavour: Flavour) -> tuple[Tensor, Tensor, dict[str, bo
     return salient, context, equal
 
 
+def holitom(case: Case) -> list[str]:
+    frames, ratio = _frames(case), float(case["ratio"])
+    method = HoliTom(
+        retention_ratio=ratio,
+        threshold=float(case["tau"]),
+        beta=float(case["beta"]),
+        neighbours=int(case["K"]),
+        longest=int(case["max_window_size"]),
+    )
+    similarity = similarity_to_previous(frames)
+    windows, places = static_windows(similarity, method.threshold, method.longest)
+    static, moving, features = method.choose(frames, case["attn"][None], ratio)
+    begins = windows.place[0] == 0
+    spans = torch.stack([windows.first[0][begins], windows.last[0][begins]], dim=1)
+    keep, order = _kept(static | moving), case["kept"].argsort()
+    reduced = (places.sum(dim=2) * (windows.place > 0)).sum()
+    equal = {
+        "feature_sim": close(similarity[0], case["feature_sim"]),
+        "windows": same_indices(spans, case["windows"]),
+        "total_reduced": float(reduced) == float(case["total_reduced"]),
+        "adjusted_ratio": close(ratio_after_averaging(windows, places, ratio).view(()), case["adjusted_ratio"]),
+        "n_static_per_window": same_indices(places.sum(dim=2)[0][begins], case["n_static_per_window"]),
+        "kept": same_indices(keep, case["kept"][order]),
+        "per_frame": same_indices(_per_frame(keep, frames), case["per_frame"]),
+    }
+    if all(equal.values()):
+        equal["is_static"] = same_indices(static.flatten()[keep], case["is_static"][order])
+        equal["merged"] = close(features.flatten(1, 2)[0, keep], case["merged"][order], 1e-4)
+    return _differing(**equal)
+
+
+def flashvid(case: Case) -> list[str]:
+    return _flashvid(case, "attention_and_event", "v2") + _flashvid(case, "attention", "v1")
+
+
+def _flashvid(case: Case, diversity: Diversity, prefix: str) -> list[str]:
+    frames, ratio = _frames(case), float(case["ratio"])
+    method = FlashVID(
+        retention_ratio=ratio,
+        diversity=diversity,
+        alpha=float(case["alpha"]),
+        temporal_threshold=float(case["temporal_threshold"]),
+        segment_threshold=float(case["segment_threshold"]),
+        min_segments=int(case["min_segment_num"]),
+    )
+    segments = method.segments(frames)
+    per_frame = math.ceil(frames.shape[2] * ratio * float(case["expansion"]))
+    picked, roots, merged = method.choose(frames, case["cls_attention"][None], segments, per_frame)
+    # A token may be there twice, as a pick and as a centre; the pick comes second, whatever order it was recorded in.
+    keep = torch.cat([_kept(roots), _kept(picked)])
+    features = torch.cat([merged[roots], frames[picked]])
+    order = keep.argsort(stable=True)
+    kept, is_pick = case[f"{prefix}_kept"], case[f"{prefix}_is_adts"]
+    theirs = (2 * kept + is_pick.long()).argsort()
+    equal = {
+        "segment_lengths": same_indices(_lengths(segments), case["segment_lengths"]),
+        "n_adts": bool((picked.sum(dim=2) == case["n_adts"]).all()),
+        "n_tstm": per_frame - int(picked[0, 0].sum()) == int(case["n_tstm"]),
+        f"{prefix}_adts_kept": same_indices(_kept(picked), case[f"{prefix}_adts_kept"]),
+        f"{prefix}_kept": same_indices(keep[order], kept[theirs]),
+        f"{prefix}_per_frame": same_indices(_per_frame(keep, frames), case[f"{prefix}_per_frame"]),
+    }
+    if all(equal.values()):
+        equal[f"{prefix}_is_adts"] = same_indices(order >= roots.sum(), is_pick[theirs])
+        equal[f"{prefix}_merged"] = close(features[order], case[f"{prefix}_merged"][theirs], 1e-4)
+    return _differing(**equal)
+
+
 def _lengths(segments: Segments) -> Tensor:
     """Lengths of a clip's runs."""
     return segments.length[0][segments.place[0] == 0]
@@ -175,6 +247,8 @@ CHECKS: dict[str, Check] = {
     "evs": evs,
     "fastvid": fastvid,
     "fastvid_llavavideo": fastvid_llavavideo,
+    "flashvid": flashvid,
+    "holitom": holitom,
     "vcast": vcast,
     "vidcom2": vidcom2,
     "visionzip": visionzip,

@@ -1,0 +1,118 @@
+"""HoliTom (NeurIPS 2025, arXiv 2505.21334), outer stage: average what stands still, keep what is salient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vitcop.budget import Geometry, Plan
+from vitcop.methods.before import BeforeModel, required
+from vitcop.methods.density import density_peaks, gather_members
+from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.methods.segments import Segments
+from vitcop.methods.similarity import similarity_to_previous
+from vitcop.selection import Selection
+from vitcop.tokens import VisualTokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoliTom(BeforeModel):
+    """Cut the clip into windows that hold most static tokens; average those over time, then reduce by one ratio.
+
+    A place is static in a window when each frame there is more like the one before than `threshold`. Windows maximise
+    the tokens that averaging saves, by dynamic programming. The ratio that is left for the rest of the tokens goes to
+    each frame's moving tokens, by attention, and to each window's averages, by density peaks (DPC-kNN); a centre
+    becomes `beta` of itself and `1 - beta` of the mean of those nearest to it. Question-blind.
+
+    Deviations: only the stage before the model, not the merging inside it; no contextual tokens among the moving ones
+    (the authors' default share is 0, and others fail in their code); no noise on densities; the published counts, each
+    rounded by itself, drift from the total, and the tokens of lowest attention are dropped, or those of next highest
+    added, until it is exact. Positions are those of the tokens kept, an average's in the first frame of its window
+    (the authors renumber them). Encoders without a CLS token give the mean attention received, as in the authors' code.
+
+    Attributes:
+        neighbours: of the density, at most as many as there are clusters.
+        longest: most frames in a window.
+    """
+
+    name: ClassVar[str] = "holitom"
+    needs_vision_attention: ClassVar[bool] = True
+
+    threshold: float = 0.8
+    beta: float = 0.6
+    neighbours: int = 7
+    longest: int = 1024
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        attention = required(tokens.attention, "attention")
+        static, moving, features = self.choose(tokens.features, attention, plan.entering / geometry.num_tokens)
+        mask = meet_count((static | moving).flatten(1), attention.flatten(1), plan.entering)
+        return keep_mask(mask, plan.entering, features.flatten(1, 2))
+
+    def choose(self, features: Tensor, attention: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks (B, F, N) of static and of moving tokens, about `ratio` of all, and features (B, F, N, D)."""
+        windows, static = static_windows(similarity_to_previous(features), self.threshold, self.longest)
+        ratios = ratio_after_averaging(windows, static, ratio)
+        still = static.sum(dim=2)
+        moving_quota = ((static.shape[2] - still) * ratios).ceil().long()
+        static_quota = torch.where(windows.place == 0, (still * ratios).round().long(), 0)
+        moving = best_of_frame(attention.masked_fill(static, float("-inf")), moving_quota)
+        centres, merged = self._merge_static(windows.mean(features), static, static_quota)
+        return centres, moving, torch.where(centres[..., None], merged, features.float())
+
+    def _merge_static(self, averages: Tensor, static: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
+        """Centres (B, F, N) among the window averages (B, F, N, D), and the averages with their neighbours merged."""
+        points = averages.flatten(0, 1)
+        free = (static & (quota > 0)[..., None]).flatten(0, 1)
+        score, distance = density_peaks(points, free, quota.flatten(), self.neighbours)
+        centres = best_of_frame(score.view_as(static), quota)
+        flat = centres.flatten(0, 1)
+        mean, count = gather_members(points, -distance, flat, free & ~flat)
+        merged = torch.where(count[..., None] > 0, self.beta * points + (1 - self.beta) * mean, points)
+        return centres, merged.view_as(averages)
+
+
+def static_windows(similarity: Tensor, threshold: float, longest: int) -> tuple[Segments, Tensor]:
+    """Windows that maximise the sum of static places times (length - 1), and the static mask (B, F, N) of each frame.
+
+    Of equally good windows, a frame takes the shortest that ends with it.
+
+    Args:
+        similarity: (B, F - 1, N) of each token to the frame before.
+    """
+    changed = torch.cat([torch.ones_like(similarity[:, :1]).bool(), similarity <= threshold], dim=1)
+    frame = torch.arange(changed.shape[1], device=changed.device)
+    since = torch.where(changed, frame[:, None], 0).cummax(dim=1).values
+    static_places = (since[:, None] <= frame[:, None, None]).sum(dim=3)
+    saved = static_places * (frame - frame[:, None]).clamp(min=0)  # (B, first, last)
+    windows = Segments.from_starts(_best_windows(saved, longest))
+    until_end = since.gather(1, windows.last[..., None].expand_as(since))
+    return windows, (until_end <= windows.first[..., None]) & (windows.length > 1)[..., None]
+
+
+def _best_windows(saved: Tensor, longest: int) -> Tensor:
+    """First frames (B, F) of the windows that add up to most of `saved` (B, first, last)."""
+    frames = saved.shape[1]
+    total, begins = [torch.zeros_like(saved[:, 0, 0])], []
+    for last in range(frames):
+        first = max(0, last + 1 - longest)
+        value = torch.stack(total[first:], dim=1) + saved[:, first : last + 1, last]
+        best = value.flip(1).max(dim=1)  # later beginnings come first, so that they win ties
+        total.append(best.values)
+        begins.append(last - best.indices)
+    starts, end = torch.zeros_like(saved[:, 0]).bool(), torch.full_like(begins[0], frames - 1)
+    for last in reversed(range(frames)):
+        begin = torch.where(end == last, begins[last], frames)
+        starts |= begin[:, None] == torch.arange(frames, device=saved.device)
+        end = torch.where(end == last, begins[last] - 1, end)
+    return starts
+
+
+def ratio_after_averaging(windows: Segments, static: Tensor, ratio: float) -> Tensor:
+    """(B, 1) float64: share to keep of the tokens that averaging leaves, so that `ratio` of all is kept, at most 1."""
+    total = static[0].numel()
+    averaged = (static.sum(dim=2) * (windows.place > 0)).sum(dim=1, keepdim=True)
+    return (ratio / ((total - averaged).double() / total)).clamp(max=1)
