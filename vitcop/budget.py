@@ -55,10 +55,13 @@ class Plan:
             counts.append(current)
         return tuple(counts)
 
+    def name(self, layer: int) -> str:
+        """What the stage before `layer` is called; -1 is the stage before the model."""
+        return self.names.get(layer, f"layer {layer}")
+
     def stages(self) -> dict[str, int]:
         """Tokens left after each stage, by stage name."""
-        counts = {-1: self.entering, **self.layers}
-        return {self.names.get(layer, f"layer {layer}"): count for layer, count in counts.items()}
+        return {self.name(layer): count for layer, count in {-1: self.entering, **self.layers}.items()}
 
 
 def single_stage(geometry: Geometry, retention_ratio: float, name: str = "vision") -> Plan:

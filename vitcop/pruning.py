@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -116,6 +116,7 @@ class Prefill:
         seen: tokens of the unpruned prompt.
         keeps_cache: whether the caller gets the cache (`use_cache`); pruning needs one either way.
         sequence: None at retention 1, where nothing is changed.
+        kept_index: see PrefillRecord.
         layout: of the cache being filled.
         previous_hidden, embeds, embeds_visual: see LayerTokens.
     """
@@ -128,6 +129,7 @@ class Prefill:
     cache: Cache | None = None
     sequence: Sequence | None = None
     layout: CacheLayout | None = None
+    kept_index: dict[str, Tensor] = field(default_factory=dict)
     previous_hidden: Tensor | None = None
     embeds: Tensor | None = None
     embeds_visual: Tensor | None = None
@@ -353,6 +355,7 @@ class prune:
         )
         positions = sequence.keep(Selection(keep=encoded.index))
         sequence.labels, sequence.deepstack = encoded.labels, encoded.deepstack
+        state.kept_index[state.plan.name(-1)] = sequence.index
 
         embeds = self.model.get_input_embeddings()(take(ids, positions))
         embeds = _put(embeds, sequence.visual, encoded.features)
@@ -491,6 +494,7 @@ class prune:
         selection = self.method.select_layer(tokens, state.plan, state.geometry)
         merged = None if selection.merge_into is None else apply_selection(selection, tokens.features)
         positions = sequence.keep(selection)
+        state.kept_index[state.plan.name(layer)] = sequence.index
         sequence.rotary = (take(rotary[0], positions), take(rotary[1], positions))
         sequence.mask = None
         hidden = take(hidden, positions)
@@ -542,6 +546,7 @@ class prune:
                 kv_bytes=stored // state.batch,
                 macs_vision=family.vision_macs(geometry),
                 macs_language=decoder_macs(family.text_config, lengths),
+                kept_index=state.kept_index,
             )
         )
 

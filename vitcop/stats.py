@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,8 @@ class PrefillRecord:
         prompt_tokens: other tokens of the prompt, padding and separators included.
         kv_bytes: bytes of keys and values in the cache after the prefill.
         macs_vision, macs_language: multiply-accumulates of vision tower with projector, and of the language model.
+        kept_index: for each stage that pruned, (B, K) numbers of the visual tokens it left, ascending; a token counts
+            frame by frame in raster order before any pruning.
         notes: what a reader of the numbers should know.
     """
 
@@ -30,6 +35,7 @@ class PrefillRecord:
     kv_bytes: int
     macs_vision: float
     macs_language: float
+    kept_index: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
     @property
