@@ -7,7 +7,7 @@ of the video stream (without decoding them, but for the first frame) and keeps t
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -35,7 +35,8 @@ _AVCC_VERSION = 1  # first byte of H.264 extradata in MP4 and Matroska; elsewher
 class VideoError(ValueError):
     """A video that cannot be used.
 
-    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, span_outside.
+    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, span_outside and
+    extreme_shape.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -135,7 +136,8 @@ class VideoInfo:
     @property
     def truncated(self) -> bool:
         """The header promises more frames than the file holds, or the container marks packets as damaged."""
-        return bool(self.index.corrupt) or self.declared_frames > len(self.index.pts)
+        promised = 0 if self.index.counted else self.declared_frames  # a header counts packets
+        return bool(self.index.corrupt) or promised > len(self.index.pts)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -265,9 +267,10 @@ class _Packet(NamedTuple):
 
 
 def _timed(packets: list[_Packet]) -> bool:
-    """Every packet has its own presentation time."""
-    times = {packet.pts for packet in packets}
-    return None not in times and len(times) == len(packets)
+    """Every packet has its own presentation time, and the clock never jumps back (as in joined broadcasts)."""
+    times = {packet.pts for packet in packets if packet.pts is not None}
+    keyframes = [packet.pts for packet in packets if packet.keyframe and packet.pts is not None]
+    return len(times) == len(packets) and _ascending(keyframes)
 
 
 def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
@@ -317,7 +320,7 @@ def _count_frames(path: str) -> FrameIndex:
     )
 
 
-def _ascending(times: list[int]) -> bool:
+def _ascending(times: Sequence[int]) -> bool:
     return bool((np.diff(times) > 0).all())
 
 

@@ -11,7 +11,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ def _read_run(info: VideoInfo, rows: np.ndarray, start: int, resize: Resizer) ->
     container, stream = open_video(info.path)
     with container:
         if start > 0:
-            container.seek(int(index.keyframes[start, 2]), stream=stream)
+            with suppress(av.FFmpegError):  # a stream that cannot be sought is read from its beginning
+                container.seek(int(index.keyframes[start, 2]), stream=stream)
         for row, frame in _rows_of_frames(index, container, stream, bad):
             if frame.is_corrupt:
                 bad.add(int(index.order[row]))

@@ -6,10 +6,12 @@ Each rule is a picklable function of (height, width, num_frames) without torch, 
 import math
 from dataclasses import dataclass
 
-from pipeline.container import VideoError
-
 Size = tuple[int, int]
 LONGEST_SHAPE = 200  # Qwen's limit on longer side : shorter side
+
+
+class ShapeError(ValueError):
+    """A picture too narrow for the model."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,7 @@ def _fit(height: int, width: int, factor: int, least: int, most: int, frames: in
     `rounded` frames are what the bounds are checked with, `frames` what the scale is computed with.
     """
     if max(height, width) > LONGEST_SHAPE * min(height, width):
-        raise VideoError(
-            "extreme_shape", f"a {height}x{width} picture is longer than {LONGEST_SHAPE}:1; crop the video"
-        )
+        raise ShapeError(f"a {height}x{width} picture is longer than {LONGEST_SHAPE}:1; crop the video")
     tall, wide = round(height / factor) * factor, round(width / factor) * factor
     pixels = frames * height * width
     # Divided and multiplied in the order of the published rule, as rounding up or down hangs on the last bit.

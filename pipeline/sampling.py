@@ -14,7 +14,8 @@ class Sampling:
     """How to choose frames: exactly one of `num_frames` and `fps`.
 
     Attributes:
-        num_frames: this many frames, evenly spread over the frames of the span, its first and last included.
+        num_frames: this many frames, evenly spread over the frames of the span, its first and last included; a single
+            frame is the middle one.
         fps: one frame every 1/fps seconds of the video's own time, from the span's first frame on.
         max_frames: never more frames than this; the chosen ones are thinned evenly.
         start, end: the span in seconds on the file's own clock, both ends included; None is the video's own end. A span

@@ -20,6 +20,7 @@ import numpy as np
 
 from pipeline.container import VideoError, VideoInfo, probe
 from pipeline.decoders import DecordError, Pictures, read_with_decord, read_with_pyav
+from pipeline.framesize import ShapeError
 from pipeline.sampling import Sampling, sample_indices
 
 __all__ = ["DecodedVideo", "Sampling", "VideoError", "VideoInfo", "decode", "probe", "sample_indices"]
@@ -88,7 +89,7 @@ def decode(
     """
     info = probe(path)
     indices, requested = sample_indices(info, sampling)
-    height, width = size(info.height, info.width, len(indices)) if callable(size) else size or (info.height, info.width)
+    height, width = _resolve(size, info, len(indices))
     pictures, used = _read(info, indices, height, width, decoder)
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
@@ -110,6 +111,15 @@ def decode(
         lost=tuple(index for index in indices.tolist() if index not in pictures),
         truncated=info.truncated,
     )
+
+
+def _resolve(size: Size | None, info: VideoInfo, num_frames: int) -> tuple[int, int]:
+    if not callable(size):
+        return size or (info.height, info.width)
+    try:
+        return size(info.height, info.width, num_frames)
+    except ShapeError as error:
+        raise VideoError("extreme_shape", f"{info.path}: {error}") from error
 
 
 def _read(info: VideoInfo, indices: np.ndarray, height: int, width: int, decoder: Decoder) -> tuple[Pictures, str]:

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import decoders
 from pipeline.decoders import DecordError, read_with_decord, read_with_pyav
+from pipeline.framesize import QwenFrameSize
 from pipeline.video import DecodedVideo, Sampling, VideoError, decode, probe
 from tests.pipeline.videos import cut_without_decoding, numbered_frame, read_number, write_video
 
@@ -37,6 +38,7 @@ MADE: dict[str, dict[str, Any]] = {
     "open.mp4": {"options": OPEN},
     "open.mkv": {"options": OPEN},
     "open.ts": {"options": OPEN},
+    "closed.ts": {"options": X264},
     "refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=15:bframes=0"}},
     "interlaced.ts": {"options": X264 | {"x264-params": "tff=1"}},
     "stream.h264": {"options": X264},
@@ -336,6 +338,24 @@ def test_a_stream_in_which_nothing_decodes_is_unreadable(make: Make, tmp_path: P
     with pytest.raises(VideoError, match="none of its 60 video packets") as caught:
         probe(path)
     assert caught.value.kind == "unreadable"
+
+
+def test_a_picture_too_narrow_for_the_model_is_named(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "ribbon.mp4", 2, size=(4, 1000))
+    rule = QwenFrameSize(factor=28, min_pixels=3136, max_pixels=10**6, temporal_patch_size=2)
+    with pytest.raises(VideoError, match=r"ribbon\.mp4: a 4x1000 picture") as caught:
+        decode(path, ALL, size=rule)
+    assert caught.value.kind == "extreme_shape"
+
+
+def test_a_clock_that_jumps_back_keeps_the_frames_in_order(make: Make, tmp_path: Path) -> None:
+    """Two broadcasts joined byte by byte: the second one's times begin anew."""
+    path = tmp_path / "joined.ts"
+    path.write_bytes(make("closed.ts").read_bytes() * 2)
+    decoded = decode(path, ALL)
+    assert [number for number in numbers(decoded) if number is not None][:FRAMES] == list(range(FRAMES))
+    assert numbers(decoded)[-20:] == list(range(FRAMES))[-20:]
+    assert (np.diff(decoded.timestamps) > 0).all()
 
 
 def test_names_are_only_ever_file_names(tmp_path: Path) -> None:
