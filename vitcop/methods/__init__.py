@@ -18,6 +18,7 @@ from vitcop.methods.keydiff import KeyDiff as KeyDiff
 from vitcop.methods.kmeans import KMeans as KMeans
 from vitcop.methods.knorm import Knorm as Knorm
 from vitcop.methods.one_frame import OneFrame as OneFrame
+from vitcop.methods.prumerge import PruMerge as PruMerge
 from vitcop.methods.pyramiddrop import PyramidDrop as PyramidDrop
 from vitcop.methods.random import Random as Random
 from vitcop.methods.random_stages import RandomStages as RandomStages

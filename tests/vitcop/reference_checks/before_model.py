@@ -14,13 +14,14 @@ from vitcop.methods.evs import evs_scores
 from vitcop.methods.fastvid import NEIGHBOURS, FastVID, Flavour
 from vitcop.methods.flashvid import Diversity, FlashVID
 from vitcop.methods.holitom import HoliTom, ratio_after_averaging, static_windows
+from vitcop.methods.prumerge import take_in_neighbours
 from vitcop.methods.quotas import meet_count
 from vitcop.methods.segments import Segments, split_at_changes
 from vitcop.methods.similarity import similarity_to_previous, unit
 from vitcop.methods.vcast import curvature, vcast_select
 from vitcop.methods.vidcom2 import steady_channels, vidcom2_likeness, vidcom2_select, vidcom2_shares
 from vitcop.methods.visionzip import merged_selection, visionzip_select
-from vitcop.selection import apply_selection, top_k_in_order
+from vitcop.selection import apply_selection, take, top_k_in_order
 
 
 def evs(case: Case) -> list[str]:
@@ -218,6 +219,37 @@ def _flashvid(case: Case, diversity: Diversity, prefix: str) -> list[str]:
     return _differing(**equal)
 
 
+def prumerge(case: Case) -> list[str]:
+    frames, keys = _frames(case), case["key"]
+    count, width = frames.shape[2], keys.shape[2]
+    logits = (case["query_cls"][:, None] @ keys.transpose(1, 2)).squeeze(1) * width**-0.5
+    attention = logits.softmax(dim=1)[:, 1:]
+    ratio = _share_of_outliers(attention) if case["if_adaptive"] else float(case["reduction_ratio"])
+    number = int(count * ratio)
+    index = attention.topk(number).indices
+    if case["variant_plus"]:
+        spaced = torch.arange(0, 575, int(int(1 / ratio) / 3))
+        index = torch.cat([index, spaced[~torch.isin(spaced, index)][None]], dim=1)
+    centres = torch.zeros_like(attention).bool().scatter_(1, index, True)
+    merged, rest = take_in_neighbours(frames, keys[None, :, 1:], attention[None], centres[None], int(case["knn"]))
+    merged = torch.cat([take(merged[0], index), rest[0, :, None]], dim=1)
+    return _differing(
+        cls_attn=close(attention, case["cls_attn"]),
+        reduction_ratio=abs(ratio - float(case["reduction_ratio"])) < 1e-9,
+        n_topk=number == int(case["n_topk"]),
+        center_idx=same_indices(index, case["center_idx"]),
+        kept=same_indices(_kept(centres), case["kept"]),
+        per_frame=same_indices(centres.sum(dim=1), case["per_frame"]),
+        merged=close(merged, case["merged"], 1e-4),
+    )
+
+
+def _share_of_outliers(attention: Tensor) -> float:
+    """Share of attention values above the third quartile plus 1.5 times the distance between quartiles."""
+    low, high = attention.flatten().double().quantile(torch.tensor([0.25, 0.75], dtype=torch.float64))
+    return float((attention > high + 1.5 * (high - low)).double().mean())
+
+
 def _lengths(segments: Segments) -> Tensor:
     """Lengths of a clip's runs."""
     return segments.length[0][segments.place[0] == 0]
@@ -249,6 +281,7 @@ CHECKS: dict[str, Check] = {
     "fastvid_llavavideo": fastvid_llavavideo,
     "flashvid": flashvid,
     "holitom": holitom,
+    "prumerge": prumerge,
     "vcast": vcast,
     "vidcom2": vidcom2,
     "visionzip": visionzip,
