@@ -227,7 +227,7 @@ class Clip:
             position_ids=_positions_after(positions, targets.shape[1] - 1),
             use_cache=True,
         ).logits
-        logits = torch.cat((output.logits.expand(len(answers), -1, -1), later), dim=1).float()
+        logits = require_numbers(torch.cat((output.logits.expand(len(answers), -1, -1), later), dim=1).float())
         log_probabilities = logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
         return log_probabilities.masked_fill(targets < 0, 0).sum(dim=1)
 
@@ -285,7 +285,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         cached = self.cached_ids.to(input_ids.device).expand(len(input_ids), -1)
-        return self.penalty(torch.cat((cached, input_ids), dim=1), scores)
+        return self.penalty(torch.cat((cached, input_ids), dim=1), require_numbers(scores))
 
 
 class PhaseClock:
@@ -330,6 +330,17 @@ def build_method(config: PruneConfig) -> Method:
         return get_method(config.method)(retention_ratio=config.keep_ratio, **config.method_options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--method {config.method}: {error}") from error
+
+
+def require_numbers(scores: Tensor) -> Tensor:
+    """The scores as they are.
+
+    Raises:
+        RowError: `not_a_number`; the best of such scores would be taken for an answer.
+    """
+    if scores.isnan().any():
+        raise RowError("not_a_number", "the model's scores are not numbers; try --dtype bfloat16 or float32")
+    return scores
 
 
 def attempt(work: Callable[[], Result]) -> Result | RowError:

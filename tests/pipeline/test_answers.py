@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -267,6 +265,21 @@ def test_sharing_changes_no_answer(loaded: LoadedModel, video: DecodedVideo) -> 
     assert [answer.prompt_tokens for answer in shared] == [answer.prompt_tokens for answer in separate]
 
 
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if not method.query_aware])
+@torch.inference_mode()
+def test_a_method_that_does_not_read_the_question_may_share(
+    loaded: LoadedModel, video: DecodedVideo, name: str
+) -> None:
+    qa = make_qa(loaded, name)
+    prompt = prompt_of(qa, video, COLOR)
+    answers = [qa.prompts.answer_ids(prompt, option) for option in COLOR.options]
+    with prune(loaded.model, qa.method):
+        shared, separate = (
+            Clip(loaded, video, share=share).log_likelihoods(prompt, answers) for share in (True, False)
+        )
+    assert torch.allclose(shared, separate, atol=1e-4)
+
+
 def test_clips_of_different_lengths_follow_each_other(loaded: LoadedModel, video: DecodedVideo) -> None:
     qa = make_qa(loaded)
     first = qa.answer(video, QUESTIONS)
@@ -295,19 +308,29 @@ def test_running_out_of_memory_is_an_error_of_the_row(
     loaded: LoadedModel, video: DecodedVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     qa = make_qa(loaded)
-    plain = copy.copy(type(loaded.model.model.vision_tower).forward)
+    tower = loaded.model.model.vision_tower
 
     def run_out(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nDetails follow.")
 
-    monkeypatch.setattr(loaded.model.model.vision_tower, "forward", run_out)
+    monkeypatch.setattr(tower, "forward", run_out)
     for answer in qa.answer(video, [OPEN, COLOR]):
         assert answer.error is not None
         assert answer.error.error_type == "out_of_memory"
         assert "9 GiB. Use fewer frames or a lower --keep-ratio" in answer.error.message
         assert "Details" not in answer.error.message
-    monkeypatch.setattr(loaded.model.model.vision_tower, "forward", partial(plain, loaded.model.model.vision_tower))
+    monkeypatch.undo()
     assert qa.answer(video, [OPEN])[0].error is None
+
+
+def test_scores_that_are_not_numbers_are_no_answer(
+    loaded: LoadedModel, video: DecodedVideo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = loaded.model.lm_head.forward
+    monkeypatch.setattr(loaded.model.lm_head, "forward", lambda hidden: plain(hidden) * float("nan"))
+    for answer in make_qa(loaded).answer(video, [OPEN, COLOR]):
+        assert answer.error is not None
+        assert (answer.error.error_type, answer.prediction) == ("not_a_number", "")
 
 
 def test_a_ratio_that_a_clip_cannot_meet_is_an_error_of_the_row(loaded: LoadedModel) -> None:
