@@ -105,6 +105,14 @@ class LayerTokens:
         return self.previous_keys.gather(2, where)
 
     @cached_property
+    def plain_keys(self) -> Tensor:
+        """(B, G, K, d_h) keys of the visual tokens in the layer before, without norm and rotation.
+
+        Needs `previous_hidden`.
+        """
+        return self.family.plain_keys(self.layer - 1, take(self._hidden_before(), self.visual))
+
+    @cached_property
     def features(self) -> Tensor:
         """(B, K, D) hidden states of the visual tokens."""
         return take(self.hidden, self.visual)
@@ -119,9 +127,7 @@ class LayerTokens:
             (B, H, Q, K) float32.
         """
         layer = self.layer if own_layer else self.layer - 1
-        hidden = self.hidden if own_layer else self.previous_hidden
-        if hidden is None:
-            raise RuntimeError("the method must set `needs_previous_hidden` to read the layer before")
+        hidden = self.hidden if own_layer else self._hidden_before()
         cos, sin = self.rotary
         queries = self.family.rotated_queries(layer, take(hidden, rows), (take(cos, rows), take(sin, rows)))
         keys = self.family.rotated_keys(layer, hidden, self.rotary) if own_layer else self.previous_keys
@@ -132,3 +138,8 @@ class LayerTokens:
         attention = attention_rows(queries, keys, self.family.attention_scale(layer), seen)
         where = self.visual[:, None, None, :].expand(-1, attention.shape[1], attention.shape[2], -1)
         return attention.gather(3, where)
+
+    def _hidden_before(self) -> Tensor:
+        if self.previous_hidden is None:
+            raise RuntimeError("the method must set `needs_previous_hidden` to read the layer before")
+        return self.previous_hidden

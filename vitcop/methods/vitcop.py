@@ -17,6 +17,8 @@ from vitcop.scores import key_distance, key_norm
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
 from vitcop.tokens import LayerTokens, VisualTokens
 
+KeySource = Literal["cached", "before_norm"]
+
 DEEP_SHARE = 1 / 5
 """Tokens of the deep stage for each one of the shallow stage."""
 LEAST_SHALLOW_SHARE = 0.4478
@@ -44,6 +46,10 @@ class ViTCoP(Method):
             "distance" from the clip's mean key. Which one holds differs between models; "profile" takes, at each
             stage, the score (and, unless given here, the layers) that `python -m vitcop.calibrate` measured.
         profile: the measured profile or its path, for "profile"; by default the one in the model's folder.
+        key_source: whose norm it is. "cached" (the paper) is the key as attention uses it, normed and rotated.
+            "before_norm" is what `k_proj` puts out, for models that norm each head's key (`k_norm`: Qwen3): there the
+            norms of the cached keys are nearly equal, and only the norm of their mean over heads still differs. The
+            bias that Qwen2 and Qwen2.5 have in `k_proj` is part of both; "distance" is free of it.
         merge: "authors" (token plus mean of its group, as published) or "mean".
         vision_keep, cluster_fraction, shallow_layer, deep_layer: overrides of the defaults above.
     """
@@ -55,6 +61,7 @@ class ViTCoP(Method):
 
     key_score: KeyScore | Literal["profile"] = "small"
     profile: Profile | str | Path | None = None
+    key_source: KeySource = "cached"
     merge: MergeRule = "authors"
     vision_keep: float | None = None
     cluster_fraction: float | None = None
@@ -67,10 +74,18 @@ class ViTCoP(Method):
             raise ValueError(f"key_score must be 'small', 'large', 'distance' or 'profile', got {self.key_score!r}")
         if self.profile is not None and self.key_score != "profile":
             raise ValueError(f"a profile goes with key_score='profile', got key_score={self.key_score!r}")
+        if self.key_source not in ("cached", "before_norm"):
+            raise ValueError(f"key_source must be 'cached' or 'before_norm', got {self.key_source!r}")
+        if self.key_score == "profile" and self.key_source != "cached":
+            raise ValueError(f"profiles are measured on cached keys, got key_source={self.key_source!r}")
         if isinstance(self.profile, str | Path):
             object.__setattr__(self, "profile", Profile.load(self.profile))
         if self.merge not in ("authors", "mean"):
             raise ValueError(f"merge must be 'authors' or 'mean', got {self.merge!r}")
+
+    @property
+    def needs_previous_hidden(self) -> bool:  # type: ignore[override]
+        return self.key_source == "before_norm"
 
     def bind(self, model: nn.Module) -> ViTCoP:
         """The method with the profile that it needs, found beside the model unless it was given.
@@ -187,9 +202,10 @@ class ViTCoP(Method):
     def saliency(self, tokens: LayerTokens, geometry: Geometry) -> Tensor:
         """(B, K) score of each visual token; higher is more salient."""
         score = self._measured.best(tokens.layer) if self.key_score == "profile" else self.key_score
+        keys = tokens.keys if self.key_source == "cached" else tokens.plain_keys
         if score == "distance":
-            return key_distance(tokens.keys)
-        norm = key_norm(tokens.keys)
+            return key_distance(keys)
+        norm = key_norm(keys)
         return -norm if score == "small" else norm
 
 
