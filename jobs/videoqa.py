@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.config import JobConfig, parse, to_mapping
@@ -138,7 +140,8 @@ def answer_all(config: JobConfig, folder: OutputFolder, manifest: Manifest, plan
         decode_timeout=config.frames.decode_timeout,
     )
     began = time.monotonic()
-    with Engine[Clip](partial(ClipAnswerer, config), settings) as engine, deferred_interrupts() as check_interrupt:
+    engine: Engine[Clip] = Engine(partial(ClipAnswerer, config), settings)
+    with engine, deferred_interrupts() as check_interrupt:
 
         def tick() -> None:
             check_interrupt()
@@ -192,7 +195,7 @@ def _summarize(folder: OutputFolder, manifest: Manifest) -> dict[str, Any]:
     """The summary of the manifest's rows; rows of the folder that the manifest does not have are counted apart."""
     table = folder.read(SUMMARY_COLUMNS)
     ids = {row.sample_id for row in manifest.rows}
-    mine = table.filter([name in ids for name in table["sample_id"].to_pylist()])
+    mine = table.filter(pa.array([name in ids for name in table["sample_id"].to_pylist()], pa.bool_()))
     return summarize(mine) | {"not_in_manifest": table.num_rows - mine.num_rows}
 
 
