@@ -219,6 +219,21 @@ def _flashvid(case: Case, diversity: Diversity, prefix: str) -> list[str]:
     return _differing(**equal)
 
 
+def flashvid_inner(case: Case) -> list[str]:
+    visual = case["visual_mask"].bool()
+    score = case["attn_last_row"].mean(dim=0)[visual]
+    count = math.ceil(int(visual.sum()) * float(case["llm_retention_ratio"]))
+    alive = (~visual).index_put((visual.nonzero().squeeze(1)[top_k_in_order(score, count)],), torch.tensor(True))
+    return _differing(
+        visual_score=close(score, case["visual_score"]),
+        num_retained=count == int(case["num_retained"]),
+        keep_index=same_indices(_kept(alive), case["keep_index"]),
+        positions_out=same_indices(
+            case["positions_in"][..., alive] if case["has_positions"] else _kept(alive), case["positions_out"]
+        ),
+    )
+
+
 def prumerge(case: Case) -> list[str]:
     frames, keys = _frames(case), case["key"]
     count, width = frames.shape[2], keys.shape[2]
@@ -280,6 +295,7 @@ CHECKS: dict[str, Check] = {
     "fastvid": fastvid,
     "fastvid_llavavideo": fastvid_llavavideo,
     "flashvid": flashvid,
+    "flashvid_inner": flashvid_inner,
     "holitom": holitom,
     "prumerge": prumerge,
     "vcast": vcast,
