@@ -269,7 +269,6 @@ def sparsevlm_plus(case: Case) -> list[str]:
     return differing + _differing(
         "s0_",
         visual_kept=kept == min(int(case["budgets"][0]), tokens.visual.shape[1] - 1),
-        attn_rater_rows=close(tokens.attention_to_visual(rows, own_layer=False)[0], recorded["attn_rater_rows"]),
         rope_weights_rater_rows=close(weights, recorded.get("rope_weights_rater_rows", weights)),
         head_sums=close(total.sum(dim=2)[0], recorded["head_sums"], 1e-4),
         heads_selected=same_indices(heads[0], recorded["heads_selected"].sort().values),
@@ -291,15 +290,13 @@ def _raters(case: Case) -> tuple[LayerTokens, Tensor, list[str]]:
     suffix = len(case["rater_score"])
     embeds = case["input_embeds"][None]
     score = rater_scores(take(embeds, tokens.visual), embeds[:, -suffix:], tokens.question[:, -suffix:])
-    rater = raters(tokens)
-    return (
-        tokens,
-        rater,
-        _differing(
-            rater_score=close(score[0], case["rater_score"]),
-            rater_index=same_indices(rater[0, -suffix:].nonzero().flatten(), case["rater_index"]),
-        ),
+    rater, rows = raters(tokens), int(first["text_start"]) + case["rater_index"][None]
+    differing = _differing(
+        rater_score=close(score[0], case["rater_score"]),
+        rater_index=same_indices(rater[0, -suffix:].nonzero().flatten(), case["rater_index"]),
+        attn_rater_rows=close(tokens.attention_to_visual(rows, own_layer=False)[0], first["attn_rater_rows"]),
     )
+    return tokens, rater, differing
 
 
 def _of_stage(case: Case, stage: int) -> dict[str, Tensor]:

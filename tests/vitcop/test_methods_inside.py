@@ -1,0 +1,361 @@
+"""What every method that chooses inside the language model must keep to, over the whole registry, on tiny models."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tests.vitcop.models import SETUPS, TEXT_FROM, VOCABULARY, build, make_inputs, take_row
+from vitcop import prune
+from vitcop.budget import Geometry, Plan, UnreachableBudgetError, scaled_layers, shares_to_counts, solve_stages
+from vitcop.methods import DART, METHODS, FastV, Knorm, Method, PyramidDrop, RandomStages, SparseVLM, ViTCoP, VScan
+from vitcop.methods.inside import OneLayer, last_token_attention
+from vitcop.methods.quotas import even_quotas
+from vitcop.methods.sparsevlm import clusters_of, raters, recycle
+from vitcop.methods.vscan import most_alike, scan, window_mask
+from vitcop.selection import Selection, apply_selection, take
+from vitcop.tokens import LayerTokens
+
+NAMES = [name for name, method in METHODS.items() if method.select_layer is not Method.select_layer]
+FAMILIES = ["llava_onevision", "qwen2_5_vl", "qwen3_vl"]
+RATIO = 0.45
+"""Within reach of every method on models of 5 layers."""
+
+Seen = list[tuple[LayerTokens, Selection]]
+
+model_of = functools.cache(build)
+
+
+@contextmanager
+def watched(method: Method, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    """What the method sees and chooses inside the language model."""
+    seen: Seen = []
+    choose = type(method).select_layer
+
+    def select_layer(self: Method, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        selection = choose(self, tokens, plan, geometry)
+        seen.append((tokens, selection))
+        return selection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(method), "select_layer", select_layer)
+        yield seen
+
+
+def prefill(model: PreTrainedModel, inputs: dict[str, Tensor], method: Method) -> tuple[Tensor, list[int], list[int]]:
+    """Logits (B, vocabulary) of the last token, each layer's cached visual tokens, and those that were planned."""
+    with torch.no_grad(), prune(model, method) as stats:
+        output = model(**inputs, logits_to_keep=1)
+    assert stats.last is not None
+    lengths = [layer.keys.shape[2] - stats.last.prompt_tokens for layer in output.past_key_values.layers]
+    return output.logits[:, -1], lengths, list(stats.last.kept_per_layer)
+
+
+def choices(
+    model: PreTrainedModel, inputs: dict[str, Tensor], method: Method, patch: pytest.MonkeyPatch
+) -> list[Tensor]:
+    """The numbers (B, K) within the clip of the tokens kept at each stage inside the language model."""
+    with watched(method, patch) as seen:
+        prefill(model, inputs, method)
+    assert seen
+    return [take(tokens.index, selection.keep) for tokens, selection in seen]
+
+
+@pytest.mark.parametrize("num_layers", [4, 8, 28, 32, 36])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_over_layers_meets_the_ratio_or_the_ratio_is_refused(name: str, num_layers: int) -> None:
+    geometry, reached = Geometry(num_layers=num_layers, frames=32, height=14, width=14), 0
+    for ratio in (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1):
+        try:
+            counts = METHODS[name](retention_ratio=ratio).plan(geometry).per_layer(num_layers)
+        except UnreachableBudgetError as error:
+            assert reached == 0 and str(ratio) in str(error)
+            continue
+        reached += 1
+        assert abs(sum(counts) / num_layers - ratio * geometry.num_tokens) <= 1
+        assert list(counts) == sorted(counts, reverse=True) and counts[-1] >= 1
+    assert reached >= 3
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].select_frames is Method.select_frames])
+def test_a_refusal_names_the_least_ratio_that_is_reached(name: str) -> None:
+    geometry = Geometry(num_layers=28, frames=32, height=14, width=14)
+    with pytest.raises(UnreachableBudgetError, match=r"layer [\d, ]+ of 28 keeps at least 0\.\d+") as caught:
+        METHODS[name](retention_ratio=1e-5).plan(geometry)
+    found = re.search(r"at least ([\d.]+)", str(caught.value))
+    assert found is not None
+    least = float(found[1])
+    METHODS[name](retention_ratio=least + 1e-4).plan(geometry)
+    with pytest.raises(UnreachableBudgetError):
+        METHODS[name](retention_ratio=least - 2e-4).plan(geometry)
+
+
+@pytest.mark.parametrize(("method", "least"), [(FastV, 2 / 28), (PyramidDrop, 1 / 4), (SparseVLM, 3 / 28)])
+def test_layers_before_the_first_stage_see_everything(method: type[Method], least: float) -> None:
+    geometry = Geometry(num_layers=28, frames=32, height=14, width=14)
+    with pytest.raises(UnreachableBudgetError):
+        method(retention_ratio=least - 0.001).plan(geometry)
+    method(retention_ratio=least + 0.01).plan(geometry)
+
+
+def test_layers_follow_the_depth_and_never_meet() -> None:
+    assert scaled_layers([2], 28) == scaled_layers([2], 32) == scaled_layers([2], 36) == (2,)
+    assert scaled_layers([8, 16, 24], 28) == (7, 14, 21)
+    assert scaled_layers([3, 7, 16], 8) == (1, 2, 4)
+    assert scaled_layers([3, 7, 16], 4) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (4, 4), (5, 2), (8,)])
+def test_layers_that_do_not_ascend_within_the_model_are_refused(layers: tuple[int, ...]) -> None:
+    geometry = Geometry(num_layers=8, frames=2, height=3, width=3)
+    with pytest.raises(ValueError, match="between 1 and 7"):
+        solve_stages(geometry, 0.5, layers, lambda scale: [9] * len(layers))
+
+
+def test_pyramiddrops_own_setting_comes_out() -> None:
+    """576 tokens, 32 layers, lambda 0.5: (1 + 0.5 + 0.25 + 0.125) / 4 on average."""
+    plan = PyramidDrop(retention_ratio=1.875 / 4).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
+    assert dict(plan.layers) == {8: 288, 16: 144, 24: 72}
+    assert shares_to_counts(75, [0.5, 0.25, 0.001]) == [37, 18, 1]
+
+
+def test_sparsevlms_own_setting_comes_out() -> None:
+    """576 tokens, 32 layers: counts in the authors' proportion where the ratio is that of their counts."""
+    kept = (3 * 576 + 4 * 300 + 9 * 200 + 16 * 110) / 32 / 576
+    plan = SparseVLM(retention_ratio=kept).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
+    assert dict(plan.layers) == {3: 300, 7: 200, 16: 110}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layers_cache_holds_the_planned_tokens(name: str, family: str) -> None:
+    logits, cached, planned = prefill(model_of(family), make_inputs(family), METHODS[name](retention_ratio=RATIO))
+    assert cached == planned
+    assert abs(sum(cached) / len(cached) - RATIO * SETUPS[family].visual_tokens) <= 1
+    assert len(set(cached)) > 1 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_padded_batch_are_pruned_as_they_are_alone(
+    name: str, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, method = model_of(family), make_inputs(family, (4, 9, 6)), METHODS[name](retention_ratio=RATIO)
+    if SETUPS[family].grid is None:  # positions that don't count padding, as `generate` passes them
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    logits, _, _ = prefill(model, inputs, method)
+    together = choices(model, inputs, method, monkeypatch)
+    for row in range(3):
+        single = take_row(inputs, row)
+        torch.testing.assert_close(prefill(model, single, method)[0][0], logits[row], atol=1e-4, rtol=1e-4)
+        for both, alone in zip(together, choices(model, single, method, monkeypatch), strict=True):
+            assert torch.equal(both[row], alone[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_prompt_is_pruned_the_same_way_twice(name: str) -> None:
+    model, inputs, method = (
+        model_of("qwen2_5_vl"),
+        make_inputs("qwen2_5_vl", (5, 8)),
+        METHODS[name](retention_ratio=RATIO),
+    )
+    assert torch.equal(prefill(model, inputs, method)[0], prefill(model, inputs, method)[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_question_steers_methods_that_say_so_and_no_others(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = model_of("qwen3_vl"), make_inputs("qwen3_vl", (12,))
+    method, generator, changed = METHODS[name](retention_ratio=RATIO), torch.Generator().manual_seed(3), False
+    first = choices(model, inputs, method, monkeypatch)
+    for _ in range(5):
+        ids = inputs["input_ids"].clone()
+        ids[:, -12:] = torch.randint(TEXT_FROM, VOCABULARY, (1, 12), generator=generator)
+        other = choices(model, inputs | {"input_ids": ids}, method, monkeypatch)
+        changed |= not all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+    assert changed == method.query_aware
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_keeping_everything_changes_nothing(name: str) -> None:
+    model, inputs = model_of("llava_onevision"), make_inputs("llava_onevision")
+    with torch.no_grad():
+        full = model(**inputs, logits_to_keep=1).logits[:, -1]
+    assert torch.equal(prefill(model, inputs, METHODS[name](retention_ratio=1))[0], full)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("method", "back"), [(FastV, 1), (PyramidDrop, 0)])
+def test_scores_are_the_models_own_attention(
+    method: type[Method], back: int, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FastV reads the layer just run, PyramidDrop the layer to come; key heads are shared by query heads."""
+    model, inputs = build(family, "eager"), make_inputs(family, (4, 9))
+    with torch.no_grad():
+        maps = model(**inputs, output_attentions=True).attentions
+    with watched(method(retention_ratio=RATIO), monkeypatch) as seen:
+        prefill(model, inputs, method(retention_ratio=RATIO))
+    tokens, _ = seen[0]
+    theirs = maps[tokens.layer - back][:, :, -1].mean(dim=1).gather(1, tokens.visual)
+    torch.testing.assert_close(last_token_attention(tokens, own_layer=not back), theirs, atol=1e-6, rtol=1e-4)
+
+
+def layer_tokens(family: str, name: str, patch: pytest.MonkeyPatch, texts: tuple[int, ...] = (4, 9)) -> LayerTokens:
+    """What the method `name` sees at its first stage."""
+    method = METHODS[name](retention_ratio=RATIO)
+    with watched(method, patch) as seen:
+        prefill(model_of(family), make_inputs(family, texts), method)
+    return seen[0][0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_question_is_the_text_after_the_video(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = layer_tokens(family, "dart", monkeypatch)
+    length = tokens.hidden.shape[1]
+    end = 1 if SETUPS[family].between else 0  # the last frame's closing token
+    for row, text in enumerate((4, 9)):
+        assert tokens.question[row].nonzero().flatten().tolist() == list(range(length - text - end, length))
+    assert tokens.last.flatten().tolist() == [length - 1] * 2
+
+
+def test_the_last_token_is_found_before_padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = make_inputs("llava_onevision", (5, 5))
+    inputs["attention_mask"][1, -2:] = 0
+    with watched(FastV(retention_ratio=RATIO), monkeypatch) as seen:
+        prefill(model_of("llava_onevision"), inputs, FastV(retention_ratio=RATIO))
+    tokens = seen[0][0]
+    length = tokens.hidden.shape[1]
+    assert tokens.last.flatten().tolist() == [length - 1, length - 3]
+    assert tokens.question.sum(dim=1).tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("count", [2, 4, 9, 21, 36])
+def test_dart_keeps_visual_pivots_and_gives_the_others_even_shares(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = layer_tokens("qwen2_5_vl", "dart", monkeypatch)
+    method = DART(retention_ratio=RATIO)
+    visual, text = method.pivots(tokens)
+    keep = method.select_layer(tokens, Plan(entering=80, layers={tokens.layer: count}), None).keep  # type: ignore[arg-type]
+    points = torch.nn.functional.normalize(tokens.family.final_norm(tokens.hidden), dim=-1).detach()
+    for row in range(2):
+        assert tokens.question[row, text[row]].all()
+        kept = visual[row, :count].tolist()
+        pivots = [*tokens.visual[row, kept].tolist(), *text[row].tolist()]
+        left = [index for index in range(80) if index not in kept]
+        spare = count - len(kept)
+        for turn, pivot in enumerate(pivots):
+            share = spare // len(pivots) + (turn < spare % len(pivots))
+            likeness = points[row, tokens.visual[row]] @ points[row, pivot]
+            left.sort(key=lambda index: float(likeness[index]))
+            kept, left = kept + left[:share], left[share:]
+        assert keep[row].tolist() == sorted(kept)
+
+
+def test_a_question_shorter_than_its_pivots_repeats_the_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = layer_tokens("llava_onevision", "dart", monkeypatch, (2, 6))
+    _, text = DART(retention_ratio=RATIO).pivots(tokens)
+    assert len(set(text[0].tolist())) == 2 and len(set(text[1].tolist())) == 4
+    assert (text[0, 2:] == text[0, 0]).all()
+
+
+def test_key_norms_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = layer_tokens("llava_onevision", "knorm", monkeypatch)
+    plan, norm = Plan(entering=64, layers={tokens.layer: 20}), tokens.keys.norm(dim=-1).mean(dim=1)
+    for keep, bound in (("small", norm.sort(dim=1).values[:, 19]), ("large", -norm.sort(dim=1).values[:, -20])):
+        kept = Knorm(retention_ratio=RATIO, keep=keep).select_layer(tokens, plan, None).keep  # type: ignore[arg-type]
+        sign = 1 if keep == "small" else -1
+        assert (sign * norm.gather(1, kept) <= bound[:, None]).all()
+    with pytest.raises(ValueError, match="middle"):
+        Knorm(retention_ratio=RATIO, keep="middle")  # type: ignore[arg-type]
+
+
+def test_every_count_that_a_stage_may_leave_is_kept_and_merged_tokens_together() -> None:
+    method = SparseVLM(retention_ratio=0.5)
+    for entering in (2, 3, 9, 10, 11, 60, 64, 65, 131, 250):
+        for left in range(method.least(entering), entering):
+            assert any(kept + clusters_of(entering - kept) == left for kept in range(1, left))
+
+
+@pytest.mark.parametrize("kept", [1, 20, 58])
+def test_recycled_tokens_become_the_means_of_their_clusters(kept: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, score = torch.randn(2, 60, 6, generator=generator), torch.rand(2, 60, generator=generator)
+    result = recycle(features, score, kept)
+    selection = result.selection(60)
+    merged = apply_selection(selection, features)
+    assert selection.keep.shape[1] == kept + clusters_of(60 - kept)
+    for row in range(2):
+        order = score[row].argsort(descending=True)
+        assert result.kept[row].tolist() == sorted(order[:kept].tolist())
+        assert result.candidates[row].tolist() == order[kept : kept + int(0.3 * (60 - kept)) + 1].tolist()
+        for number, centre in enumerate(result.candidates[row, result.centres[row]].tolist()):
+            group = result.candidates[row, result.cluster[row] == number]
+            place = selection.keep[row].tolist().index(centre)
+            assert centre in group
+            torch.testing.assert_close(merged[row, place], features[row, group].mean(dim=0))
+        for index in result.kept[row].tolist():
+            assert torch.equal(merged[row, selection.keep[row].tolist().index(index)], features[row, index])
+
+
+def test_a_question_of_equal_tokens_has_them_all_as_raters(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, inputs = SparseVLM(retention_ratio=RATIO), make_inputs("qwen2_5_vl", (1, 6))
+    with watched(method, monkeypatch) as seen:
+        prefill(model_of("qwen2_5_vl"), inputs, method)
+    rater = raters(seen[0][0]).sum(dim=1)
+    assert rater[0] == 1 and 1 <= rater[1] < 6
+
+
+def test_the_local_scan_takes_the_best_of_each_window_in_turn() -> None:
+    attention = torch.tensor([9.0, 8, 7, 0, 6, 5, 1, 2, 3, 4, 0.5, 0.25])[None, None]  # 3 rows of 4
+    same = window_mask(3, 4, 2, attention.device)
+    assert same[0].nonzero().flatten().tolist() == [0, 1, 4, 5]
+    assert same[8].nonzero().flatten().tolist() == [8, 9]
+    # Global: 0, 1. Then the best left of each window: 2 (right), 4 (left), 9 (bottom left), 10 (bottom right).
+    for quota, kept in ((2, [0, 1]), (3, [0, 1, 2]), (6, [0, 1, 2, 4, 5, 9])):
+        chosen = scan(attention, same, torch.tensor([quota]))
+        assert int(chosen.sum()) == quota
+        assert quota != 3 or chosen[0, 0].nonzero().flatten().tolist() == kept
+
+
+def test_tokens_that_are_not_chosen_join_the_most_alike_of_their_frame() -> None:
+    features = torch.randn(2, 3, 8, 5, generator=torch.Generator().manual_seed(0))
+    chosen = torch.zeros(2, 3, 8, dtype=torch.bool)
+    chosen[:, 0, [1, 4]] = chosen[:, 2, [0, 7]] = True
+    slot = most_alike(features, chosen).view(2, 3, 8)
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    assert (slot[:, 1] == -1).all()
+    assert (slot[:, 0, 1] == 0).all() and (slot[:, 0, 4] == 1).all() and (slot[:, 2, 7] == 3).all()
+    for row in range(2):
+        for token in range(8):
+            likeness = [float(unit[row, 2, token] @ unit[row, 2, other]) for other in (0, 7)]
+            assert int(slot[row, 2, token]) == 2 + (likeness[1] > likeness[0])
+
+
+def test_vscan_leaves_a_third_in_mid_model() -> None:
+    plan = VScan(retention_ratio=1 / 9).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
+    assert plan.entering == pytest.approx(96, abs=1) and plan.layers[16] == pytest.approx(32, abs=1)
+    assert int(even_quotas(plan.entering, 1, torch.device("cpu")).sum()) == plan.entering
+
+
+def test_random_stages_keep_vitcops_counts_and_differ_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = model_of("llava_onevision"), make_inputs("llava_onevision")
+    theirs = prefill(model, inputs, ViTCoP(retention_ratio=RATIO))[1]
+    kept = []
+    for seed in range(2):
+        method = RandomStages(retention_ratio=RATIO, seed=seed)
+        assert prefill(model, inputs, method)[1] == theirs
+        kept.append(choices(model, inputs, method, monkeypatch)[-1])
+    assert not torch.equal(*kept)
+
+
+def test_one_layer_methods_take_another_layer() -> None:
+    geometry = Geometry(num_layers=8, frames=4, height=4, width=4)
+    for name in NAMES:
+        if issubclass(METHODS[name], OneLayer):
+            plan = METHODS[name](retention_ratio=0.6, layer=3).plan(geometry)
+            assert list(plan.layers) == [3] and plan.per_layer(8)[:3] == (64, 64, 64)
