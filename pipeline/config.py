@@ -28,7 +28,7 @@ JobT = TypeVar("JobT")
 DEFAULT_NUM_FRAMES = 8
 
 
-def _parse_options(words: list[str]) -> dict[str, Scalar]:
+def parse_options(words: list[str]) -> dict[str, Scalar]:
     """`["seed=3", "key_score=large"]` as `{"seed": 3, "key_score": "large"}`; values are read as YAML scalars."""
     pairs = [word.partition("=") for word in words]
     for key, equals, _ in pairs:
@@ -42,7 +42,7 @@ Options = Annotated[
     tyro.constructors.PrimitiveConstructorSpec(
         nargs="*",
         metavar="KEY=VALUE",
-        instance_from_str=_parse_options,
+        instance_from_str=parse_options,
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda options: [f"{key}={value}" for key, value in options.items()],
     ),
@@ -188,6 +188,40 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """What is compared."""
+
+    methods: tuple[str, ...] = ("all",)
+    """Pruning methods, with options as NAME:KEY=VALUE,KEY=VALUE. all: every one there is. Full is always there."""
+    keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
+    """Fractions of visual tokens kept, averaged over the language model's layers."""
+    frame_counts: tuple[int, ...] = ()
+    """Frames of a clip, one comparison for each. Empty: as --num-frames or --fps say."""
+    seeds: int = 3
+    """Runs of each method that draws at random."""
+    kind: str = "kind"
+    """The manifest's column that groups questions, where there is one of that name."""
+    cost_clips: int = 4
+    """Clips on which times and memory are measured; 0 leaves costs out."""
+    cost_rounds: int = 3
+    """Measurements of each cell on each of those clips, the cells taking turns."""
+    gallery_clips: int = 4
+    """Clips of which the report shows what each method kept."""
+    gallery_ratio: float = 0.1
+    """The keep ratio shown there, or the nearest one of --keep-ratios."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.methods), "methods", self.methods, "at least one method")
+        ratios = bool(self.keep_ratios) and all(0 < ratio < 1 for ratio in self.keep_ratios)
+        _require(ratios, "keep_ratios", self.keep_ratios, "numbers between 0 and 1")
+        _require(all(n > 0 for n in self.frame_counts), "frame_counts", self.frame_counts, "positive numbers of frames")
+        _require(self.seeds > 0, "seeds", self.seeds, "positive")
+        _require(self.cost_clips >= 0, "cost_clips", self.cost_clips, "0 or more")
+        _require(self.cost_rounds > 0, "cost_rounds", self.cost_rounds, "positive")
+        _require(self.gallery_clips >= 0, "gallery_clips", self.gallery_clips, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """All settings of `jobs/videoqa.py`."""
 
@@ -195,6 +229,18 @@ class JobConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     frames: FrameConfig = field(default_factory=FrameConfig)
     prune: PruneConfig = field(default_factory=PruneConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepJobConfig:
+    """All settings of `jobs/sweep.py`."""
+
+    input: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    frames: FrameConfig = field(default_factory=FrameConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -261,6 +307,8 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         hint = Mapping
     alternatives = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     for alternative in alternatives:
+        if get_origin(alternative) is tuple and isinstance(value, list | tuple):
+            return tuple(_coerce(get_args(alternative)[0], item, where) for item in value)
         if get_origin(alternative) is Literal and value in get_args(alternative):
             return value
         if alternative is Path and isinstance(value, str):
