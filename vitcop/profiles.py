@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from transformers import PreTrainedModel
 
 KeyScore = Literal["small", "large", "distance"]
 KEY_SCORES: tuple[KeyScore, ...] = ("small", "large", "distance")
@@ -140,7 +140,7 @@ def _layer(content: Mapping[str, Any]) -> LayerProfile:
     return LayerProfile(layer=content["layer"], **{score: Estimate(**content[score]) for score in KEY_SCORES})
 
 
-def find_profile(model: nn.Module) -> Profile:
+def find_profile(model: PreTrainedModel) -> Profile:
     """The profile that lies in the folder a model was loaded from.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan
 from vitcop.selection import Selection
@@ -40,7 +40,7 @@ class Method(ABC):
         if not 0 < self.retention_ratio <= 1:
             raise ValueError(f"retention_ratio must be in (0, 1], got {self.retention_ratio}")
 
-    def bind(self, model: nn.Module) -> Method:
+    def bind(self, model: PreTrainedModel) -> Method:
         """The method as `prune` uses it on a model: the same, unless it needs something that lies beside the model."""
         return self
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan, UnreachableBudgetError
 from vitcop.clustering import density_peak_clusters, patch_positions
@@ -48,8 +49,9 @@ class ViTCoP(Method):
         profile: the measured profile or its path, for "profile"; by default the one in the model's folder.
         key_source: whose norm it is. "cached" (the paper) is the key as attention uses it, normed and rotated.
             "before_norm" is what `k_proj` puts out, for models that norm each head's key (`k_norm`: Qwen3): there the
-            norms of the cached keys are nearly equal, and only the norm of their mean over heads still differs. The
-            bias that Qwen2 and Qwen2.5 have in `k_proj` is part of both; "distance" is free of it.
+            norms of the cached keys are nearly equal, and only that of their mean over heads still differs. In models
+            without such a norm both give the same, as rotation turns all heads alike, save for "distance". The bias
+            that Qwen2 and Qwen2.5 have in `k_proj` is part of both; "distance" of "before_norm" is free of it.
         merge: "authors" (token plus mean of its group, as published) or "mean".
         vision_keep, cluster_fraction, shallow_layer, deep_layer: overrides of the defaults above.
     """
@@ -87,7 +89,7 @@ class ViTCoP(Method):
     def needs_previous_hidden(self) -> bool:  # type: ignore[override]
         return self.key_source == "before_norm"
 
-    def bind(self, model: nn.Module) -> ViTCoP:
+    def bind(self, model: PreTrainedModel) -> ViTCoP:
         """The method with the profile that it needs, found beside the model unless it was given.
 
         Raises:
