@@ -31,7 +31,7 @@ from pipeline.stages import error_columns
 from pipeline.summary import SUMMARY_COLUMNS, format_summary, summarize
 
 DEMO_OUTPUT = Path("output/demo")
-DEMO_CLIPS = 48
+DEMO_CLIPS = 32
 INTERRUPTED = 130
 
 
@@ -57,7 +57,8 @@ def run(config: JobConfig, folder: OutputFolder) -> int:
         reserved=ANSWER_SCHEMA.names,
         limit=config.input.limit,
     )
-    build_method(config.prune)
+    method = build_method(config.prune)
+    made_by = {"model": config.model.model, "method": config.prune.method, "keep_ratio": method.retention_ratio}
     identity = fingerprint(config, model_revision(config.model.model, config.model.revision), manifest.extras.schema)
     if config.run.overwrite:
         folder.clear()
@@ -69,7 +70,7 @@ def run(config: JobConfig, folder: OutputFolder) -> int:
     folder.write_run({"state": "running"} | record)
     state, pace = "failed", Pace()
     try:
-        answer_all(config, folder, manifest, plan, pace)
+        answer_all(config, folder, manifest, plan, pace, made_by)
         state = "finished"
     except KeyboardInterrupt as interrupt:
         state = "interrupted"
@@ -122,8 +123,14 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, retry_errors: bool) -
     return Plan([row for row in manifest.rows if row.sample_id not in done or row.sample_id in again], again)
 
 
-def answer_all(config: JobConfig, folder: OutputFolder, manifest: Manifest, plan: Plan, pace: Pace) -> None:
-    """Answers the rows of the plan and writes a part for each shard that is complete."""
+def answer_all(
+    config: JobConfig, folder: OutputFolder, manifest: Manifest, plan: Plan, pace: Pace, made_by: dict[str, Any]
+) -> None:
+    """Answers the rows of the plan and writes a part for each shard that is complete.
+
+    Args:
+        made_by: columns that are the same in all rows.
+    """
     from pipeline.worker import ClipAnswerer
 
     clips = group_clips(plan.rows)
@@ -149,7 +156,7 @@ def answer_all(config: JobConfig, folder: OutputFolder, manifest: Manifest, plan
 
         try:
             for result in engine.run(clips, tick):
-                rows = rows_of(result, config, plan.attempts)
+                rows = [made_by | row for row in rows_of(result, plan.attempts)]
                 writer.add(result.clip, rows)
                 progress.add(len(rows), sum(row["status"] == "error" for row in rows))
                 pace.videos, pace.rows = pace.videos + 1, pace.rows + len(rows)
@@ -159,13 +166,16 @@ def answer_all(config: JobConfig, folder: OutputFolder, manifest: Manifest, plan
             progress.close()
 
 
-def rows_of(result: ClipResult[Clip], config: JobConfig, attempts: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The output columns of each row of a clip, whether it has answers or an error."""
-    made_by = {"model": config.model.model, "method": config.prune.method, "keep_ratio": config.prune.keep_ratio}
+def rows_of(result: ClipResult[Clip], attempts: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The answer columns of each row of a clip, whether it has answers or an error.
+
+    Args:
+        attempts: how often rows had been tried before this run.
+    """
     rows = result.clip.rows
     answers = result.answers if result.error is None else [error_columns(result.error)] * len(rows)
     return [
-        made_by | {"attempt": result.attempt + attempts.get(row.sample_id, 0)} | answer
+        {"attempt": result.attempt + attempts.get(row.sample_id, 0)} | answer
         for row, answer in zip(rows, answers, strict=True)
     ]
 
