@@ -10,7 +10,7 @@ print(stats.last)
 from vitcop.budget import UnreachableBudgetError
 from vitcop.families import UnsupportedInputError, UnsupportedModelError
 from vitcop.methods import ViTCoP, get_method
-from vitcop.pruning import prune
+from vitcop.pruning import VisionCache, prune
 from vitcop.stats import PrefillRecord, PruneStats
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "UnsupportedInputError",
     "UnsupportedModelError",
     "ViTCoP",
+    "VisionCache",
     "get_method",
     "prune",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal
@@ -46,6 +46,35 @@ class Deferred(dict[str, Any]):
 
 
 _pruned_models: set[int] = set()
+
+
+class VisionCache:
+    """The last clip's tokens as the vision tower made them, shared by `prune` contexts of one model.
+
+    Holds all frames of the clip, so it trades the flat vision memory of a single run for not running the tower again.
+    What a later method needs beyond what is there (attention, keys) is encoded anew, and then kept with it.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = (None,)
+        self._chunks: list[VisualTokens] = []
+
+    def chunks(
+        self, key: tuple[Any, ...], method: Method, encode: Callable[[], Iterable[VisualTokens]]
+    ) -> list[VisualTokens]:
+        """The clip's tokens; `encode` makes them when they are not there.
+
+        Args:
+            key: the pixel tensor, compared by identity, and what else the tokens depend on.
+        """
+        if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(method)):
+            self._chunks = []  # lets go of the last clip before the next one is encoded
+            self._key, self._chunks = key, list(encode())
+        return self._chunks
+
+    def _has(self, method: Method) -> bool:
+        attention = self._chunks[0].attention is not None or not method.needs_vision_attention
+        return attention and (self._chunks[0].keys is not None or not method.needs_vision_keys)
 
 
 @dataclass(frozen=True)
@@ -156,6 +185,7 @@ class prune:
         model: an unmodified Hugging Face video language model (`...ForConditionalGeneration`).
         method: what to prune; see `vitcop.methods`.
         frame_chunk: frames that go through the vision tower at a time.
+        vision: keeps what the vision tower made of the last clip, for other methods on the same pixels.
         token_chunk: tokens that go through a language model MLP at a time.
         positions: "original" keeps every token's place in the unpruned sequence; "compact" numbers the tokens that
             enter the language model from 0, for clips whose unpruned length is beyond the trained context. Needs
@@ -175,6 +205,7 @@ class prune:
         method: Method,
         *,
         frame_chunk: int = 16,
+        vision: VisionCache | None = None,
         token_chunk: int = 4096,
         positions: Positions = "original",
         clock: Clock | None = None,
@@ -187,6 +218,7 @@ class prune:
         self.family: Family = family_of(model)
         self.method = method.bind(model)
         self.frame_chunk, self.token_chunk, self.positions = frame_chunk, token_chunk, positions
+        self.vision = vision
         self.clock: Clock = clock or (lambda label: None)
         self.stats = PruneStats()
         self._signature = inspect.signature(self.family.base.forward)
@@ -315,7 +347,9 @@ class prune:
         return encoded
 
     def _run_vision(self, inputs: dict[str, Any], state: Prefill) -> Encoded:
-        chunks = self.family.encode(inputs, state.geometry, self.method, self.frame_chunk)
+        encode = functools.partial(self.family.encode, inputs, state.geometry, self.method, self.frame_chunk)
+        key = (self.family.pixels(inputs), state.geometry, self.frame_chunk)
+        chunks = encode() if self.vision is None else self.vision.chunks(key, self.method, encode)
         if self.method.frame_local:
             return _concatenate([self._select(chunk, state) for chunk in _timed(chunks, self.clock)])
         whole = join_frames(list(chunks))
@@ -364,15 +398,17 @@ class prune:
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
+        end = last_position(position_ids, batch)  # also where the prompt ends with a visual token that is pruned
         position_ids = _slice_positions(position_ids, positions)
         if self.positions == "compact":
             position_ids = _compact(position_ids, sequence.valid)
+            end = last_position(position_ids, batch)
         elif position_ids.dim() == 2:
             self._warn_beyond_context(length)
         state.sequence = sequence
         state.layout = CacheLayout(
             seen=state.seen,
-            next_position=last_position(position_ids, batch) + 1,
+            next_position=end + 1,
             tail=sequence.after * (not self.method.query_aware),
         )
         return self._text_inputs(inputs) | {

@@ -1,0 +1,58 @@
+"""Vision features shared by several methods on one clip, and text after a prompt that ends with the video."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.vitcop.models import build, make_inputs
+from vitcop import VisionCache, ViTCoP, get_method, prune
+
+FAMILY = "llava_next_video"
+METHODS = [
+    get_method("grid")(retention_ratio=0.5),
+    ViTCoP(retention_ratio=0.5),
+    get_method("random")(retention_ratio=0.25),
+]
+
+
+def tower_runs(model: nn.Module) -> list[int]:
+    """Grows by one entry whenever the model's vision tower runs."""
+    runs: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda *_: runs.append(1))
+    return runs
+
+
+def logits(model: nn.Module, inputs: dict[str, Tensor], cache: VisionCache | None) -> list[Tensor]:
+    results = []
+    for method in METHODS:
+        with torch.no_grad(), prune(model, method, vision=cache):
+            results.append(model(**inputs).logits[:, -1])
+    return results
+
+
+def test_methods_that_share_a_clip_answer_as_alone_and_the_tower_runs_once_a_need() -> None:
+    model, inputs = build(FAMILY), make_inputs(FAMILY)
+    alone = logits(model, inputs, None)
+    runs = tower_runs(model)
+    shared = logits(model, inputs, VisionCache())
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+    assert len(runs) == 2, "once without attention and keys, once with"
+
+
+def test_other_pixels_are_encoded_anew() -> None:
+    model, cache = build(FAMILY), VisionCache()
+    first, second = (make_inputs(FAMILY, seed=seed) for seed in (0, 1))
+    logits(model, first, cache)
+    assert torch.equal(logits(model, second, cache)[0], logits(model, second, None)[0])
+
+
+@pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision"])
+def test_text_after_a_prompt_that_ends_with_a_pruned_token_stands_where_it_stands_in_the_whole(family: str) -> None:
+    model, inputs = build(family), make_inputs(family, texts=(6,))
+    ids, method = inputs.pop("input_ids"), ViTCoP(retention_ratio=0.3)
+    del inputs["attention_mask"]
+    with torch.no_grad(), prune(model, method):
+        whole = model(input_ids=ids, **inputs).logits[:, -1]
+        cache = model(input_ids=ids[:, :-6], **inputs).past_key_values
+        continued = model(input_ids=ids[:, -6:], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(continued, whole, rtol=1e-4, atol=1e-4)
