@@ -32,6 +32,7 @@ from vitcop import (
     UnreachableBudgetError,
     UnsupportedInputError,
     UnsupportedModelError,
+    VisionCache,
     prune,
 )
 from vitcop.families import family_of
@@ -49,6 +50,7 @@ GREEDY = {
     "repetition_penalty": 1.0,  # done by `RepetitionPenalty`
 }
 
+ModelInputs = dict[str, Tensor]
 Result = TypeVar("Result")
 
 
@@ -66,9 +68,9 @@ class Answer:
         visual_tokens_stages: how many were left after each stage of pruning.
         prompt_tokens: tokens of the prompt that are not visual.
         generated_tokens: new tokens, the one that ends the turn included; 0 when options were scored.
-        seconds_vision, seconds_prefill, seconds_generate: the vision tower; selection and the language model's pass
-            over the prompt; new tokens or the scoring of options. What the questions of a clip share (the vision tower,
-            the pass over the video) counts for the first of them.
+        seconds_vision, seconds_selection, seconds_prefill, seconds_generate: the vision tower; choosing tokens; the
+            language model's pass over the prompt; new tokens or the scoring of options. What the questions of a clip
+            share (the vision tower, the pass over the video) counts for the first of them.
         peak_memory_bytes: on a GPU the most that was allocated since the clip began; on the CPU the most that the
             process ever held.
     """
@@ -83,6 +85,7 @@ class Answer:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     seconds_vision: float = 0.0
+    seconds_selection: float = 0.0
     seconds_prefill: float = 0.0
     seconds_generate: float = 0.0
     peak_memory_bytes: int = 0
@@ -94,13 +97,18 @@ class VideoQA:
     Args:
         config: `model`, `prune` and `answer` are read here, `frames` for the frames' size.
         loaded: a model that is already there, instead of the one that `config.model` names.
+        vision: shared by several of these on one model, so that a clip goes through the vision tower once.
+
+    Attributes:
+        record: what the pass over the last clip kept and cost; None before there was one.
 
     Raises:
         ConfigError: the model can't be loaded or pruned, or there is no such method or method option.
     """
 
-    def __init__(self, config: JobConfig, loaded: LoadedModel | None = None) -> None:
-        self.config = config
+    def __init__(self, config: JobConfig, loaded: LoadedModel | None = None, vision: VisionCache | None = None) -> None:
+        self.config, self.vision = config, vision
+        self.record: PrefillRecord | None = None
         self.method = build_method(config.prune)
         self.loaded = loaded or load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
         try:
@@ -117,21 +125,26 @@ class VideoQA:
         """The size at which the model takes frames: a picklable function that needs no torch, for the decoder."""
         return self.loaded.frame_processor.frame_size
 
-    def answer(self, video: DecodedVideo, questions: Sequence[Question]) -> list[Answer]:
+    def answer(
+        self, video: DecodedVideo, questions: Sequence[Question], pixels: ModelInputs | None = None
+    ) -> list[Answer]:
         """One answer for each question, in order. What can go wrong with a clip or a question is in `Answer.error`.
 
         The vision tower runs once. With a method that does not look at the question, so does the language model over
         the video: each question goes on from a copy of that cache. Answers equal those of separate runs.
+
+        Args:
+            pixels: what `model_inputs` made of the video, where several methods share it.
         """
         device = self.loaded.device
         clock = PhaseClock(device)
         _reset_peak_memory(device)
-        frame_chunk = self.config.prune.frame_chunk or len(video.frames)
+        chunk = self.config.prune.frame_chunk
         with (
             torch.inference_mode(),
-            prune(self.loaded.model, self.method, frame_chunk=frame_chunk, clock=clock) as stats,
+            prune(self.loaded.model, self.method, frame_chunk=chunk, clock=clock, vision=self.vision) as stats,
         ):
-            clip = attempt(partial(Clip, self.loaded, video, share=self._share))
+            clip = attempt(partial(Clip, self.loaded, video, share=self._share, pixels=pixels))
             if isinstance(clip, RowError):
                 return [Answer(error=clip) for _ in questions]
             clock("vision")
@@ -170,7 +183,8 @@ class VideoQA:
             prompt_tokens=len(prompt.ids) - record.visual_tokens,
             generated_tokens=generated,
             seconds_vision=seconds["vision"],
-            seconds_prefill=seconds["selection"] + seconds["prefill"],
+            seconds_selection=seconds["selection"],
+            seconds_prefill=seconds["prefill"],
             seconds_generate=seconds["generate"],
             peak_memory_bytes=_peak_memory(self.loaded.device),
         )
@@ -186,12 +200,19 @@ class VideoQA:
 
     def _check(self, stats: PruneStats) -> PrefillRecord:
         """The record of the pass over this clip; a run that did not prune must not go into an output as if it had."""
-        record, ratio = stats.last, self.method.retention_ratio
+        self.record = record = stats.last
+        ratio = self.method.retention_ratio
         if record is None:
             raise RuntimeError(f"{self.method.describe()} saw no visual tokens; nothing was pruned")
         if record.retention >= 1 and (1 - ratio) * record.visual_tokens >= 1:
             raise RuntimeError(f"{self.method.describe()} kept all {record.visual_tokens} visual tokens")
         return record
+
+
+def model_inputs(loaded: LoadedModel, video: DecodedVideo) -> ModelInputs:
+    """The video's frames as the model takes them, on its device."""
+    frames = torch.from_numpy(video.frames).to(loaded.device)
+    return loaded.frame_processor.to_model_inputs(frames, video.times, loaded.dtype)
 
 
 class Clip:
@@ -201,10 +222,11 @@ class Clip:
         share: whether prompts may go on from one pass over the video.
     """
 
-    def __init__(self, loaded: LoadedModel, video: DecodedVideo, *, share: bool) -> None:
+    def __init__(
+        self, loaded: LoadedModel, video: DecodedVideo, *, share: bool, pixels: ModelInputs | None = None
+    ) -> None:
         self.model, self.share = loaded.model, share
-        frames = torch.from_numpy(video.frames).to(loaded.device)
-        self.inputs = loaded.frame_processor.to_model_inputs(frames, video.times, loaded.dtype)
+        self.inputs = model_inputs(loaded, video) if pixels is None else pixels
         self.placeholders = loaded.frame_processor.placeholders(self.inputs, video.times)
         self._family = family_of(loaded.model)
         self._takes_types = "mm_token_type_ids" in inspect.signature(loaded.model.forward).parameters

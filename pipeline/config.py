@@ -128,12 +128,12 @@ class PruneConfig:
     """Fraction of visual tokens kept, averaged over the language model's layers, in (0, 1]."""
     method_options: Options = field(default_factory=dict)
     """Further settings of the method, as KEY=VALUE."""
-    frame_chunk: int | None = None
-    """Frames that go through the vision tower at once. None: all of a clip."""
+    frame_chunk: int = 16
+    """Frames that go through the vision tower at once; fewer need less memory."""
 
     def __post_init__(self) -> None:
         _require(0 < self.keep_ratio <= 1, "keep_ratio", self.keep_ratio, "in (0, 1]")
-        _require(self.frame_chunk is None or self.frame_chunk > 0, "frame_chunk", self.frame_chunk, "positive")
+        _require(self.frame_chunk > 0, "frame_chunk", self.frame_chunk, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

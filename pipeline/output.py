@@ -47,6 +47,7 @@ ANSWER_SCHEMA = pa.schema(
         "generated_tokens": pa.int32(),
         "seconds_decode": pa.float64(),
         "seconds_vision": pa.float64(),
+        "seconds_selection": pa.float64(),
         "seconds_prefill": pa.float64(),
         "seconds_generate": pa.float64(),
         "peak_memory_bytes": pa.int64(),

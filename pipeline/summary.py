@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-PHASES = ("decode", "vision", "prefill", "generate")
+PHASES = ("decode", "vision", "selection", "prefill", "generate")
 
 SUMMARY_COLUMNS = (
     "sample_id",

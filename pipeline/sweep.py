@@ -166,7 +166,7 @@ def summarize_cells(
     by_cell = {cell: answers[cell.name] for cell in cells}
     for cell, mine in by_cell.items():
         full = answers[Cell(method=FULL, num_frames=cell.num_frames).name]
-        record = {"cell": cell.name, **dataclasses.asdict(cell)} | _accuracy(mine, kind_column)
+        record: dict[str, Any] = {"cell": cell.name, **dataclasses.asdict(cell)} | _accuracy(mine, kind_column)
         record |= _reachability(mine) | _retention(mine)
         if cell.method != FULL:
             record |= _against("full", mine, full) | {"differs_from_full": _share_differing(mine, full)}

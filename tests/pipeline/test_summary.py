@@ -32,7 +32,7 @@ def test_summary_of_answers_and_errors() -> None:
         "visual_tokens_full": 150,
         "visual_tokens_kept": 37.5,
         "kept_fraction": 0.25,
-        "seconds": {"decode": 1.0, "vision": 2.0, "prefill": 0.0, "generate": 0.0},
+        "seconds": {"decode": 1.0, "vision": 2.0, "selection": 0.0, "prefill": 0.0, "generate": 0.0},
         "peak_memory_bytes": 2**21,
     }
     text = format_summary(summary, {"videos": 5, "rows": 7, "seconds": 2.5})
