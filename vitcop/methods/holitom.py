@@ -12,7 +12,7 @@ from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel, required
 from vitcop.methods.density import density_peaks, gather_members
 from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
-from vitcop.methods.segments import Segments
+from vitcop.methods.segments import Segments, with_first_frame
 from vitcop.methods.similarity import similarity_to_previous
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
@@ -83,7 +83,7 @@ def static_windows(similarity: Tensor, threshold: float, longest: int) -> tuple[
     Args:
         similarity: (B, F - 1, N) of each token to the frame before.
     """
-    changed = torch.cat([torch.ones_like(similarity[:, :1]).bool(), similarity <= threshold], dim=1)
+    changed = with_first_frame(similarity <= threshold)
     frame = torch.arange(changed.shape[1], device=changed.device)
     since = torch.where(changed, frame[:, None], 0).cummax(dim=1).values
     static_places = (since[:, None] <= frame[:, None, None]).sum(dim=3)

@@ -63,4 +63,9 @@ def split_at_changes(similarity: Tensor, threshold: float, least: int) -> Segmen
     fewer than `least` frames, each is a run of its own.
     """
     cut = (similarity < threshold) | (rank(-similarity) < least - 1)
-    return Segments.from_starts(torch.cat([torch.ones_like(cut[:, :1]), cut], dim=1))
+    return Segments.from_starts(with_first_frame(cut))
+
+
+def with_first_frame(changes: Tensor) -> Tensor:
+    """Changes (B, F - 1, ...) of each frame to the one before, and True for the first one: (B, F, ...)."""
+    return torch.cat([changes.new_ones(len(changes), 1, *changes.shape[2:]), changes], dim=1)
