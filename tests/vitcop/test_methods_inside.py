@@ -6,10 +6,12 @@ import functools
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import PreTrainedModel
 
 from tests.vitcop.models import SETUPS, TEXT_FROM, VOCABULARY, build, make_inputs, take_row
@@ -28,7 +30,7 @@ FAMILIES = ["llava_onevision", "qwen2_5_vl", "qwen3_vl"]
 RATIO = 0.45
 """Within reach of every method on models of 5 layers."""
 
-Seen = list[tuple[LayerTokens, Selection]]
+Seen = list[tuple[LayerTokens, Plan, Geometry, Selection]]
 
 model_of = functools.cache(build)
 
@@ -41,7 +43,7 @@ def watched(method: Method, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
 
     def select_layer(self: Method, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         selection = choose(self, tokens, plan, geometry)
-        seen.append((tokens, selection))
+        seen.append((tokens, plan, geometry, selection))
         return selection
 
     with monkeypatch.context() as patch:
@@ -65,7 +67,7 @@ def choices(
     with watched(method, patch) as seen:
         prefill(model, inputs, method)
     assert seen
-    return [take(tokens.index, selection.keep) for tokens, selection in seen]
+    return [take(tokens.index, selection.keep) for tokens, _, _, selection in seen]
 
 
 @pytest.mark.parametrize("num_layers", [4, 8, 28, 32, 36])
@@ -183,6 +185,29 @@ def test_the_question_steers_methods_that_say_so_and_no_others(name: str, monkey
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_choice_waits_for_values_of_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake tensors have shapes and no values: reading one back to the host raises."""
+    method = METHODS[name](retention_ratio=RATIO)
+    with watched(method, monkeypatch) as seen:
+        prefill(model_of("qwen2_5_vl"), make_inputs("qwen2_5_vl", (4, 9)), method)
+    for tokens, plan, geometry, selection in seen:
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
+            values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+            tensors = {key: fake.from_tensor(value) for key, value in values.items() if isinstance(value, Tensor)}
+            rotary = (fake.from_tensor(tokens.rotary[0]), fake.from_tensor(tokens.rotary[1]))
+            chosen = method.select_layer(replace(tokens, **tensors, rotary=rotary), plan, geometry)
+        assert isinstance(chosen.keep, FakeTensor) and chosen.keep.shape == selection.keep.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_run_in_bfloat16(name: str) -> None:
+    model, inputs = build("qwen2_5_vl").bfloat16(), make_inputs("qwen2_5_vl", (4, 9))
+    inputs["pixel_values_videos"] = inputs["pixel_values_videos"].bfloat16()
+    logits, cached, planned = prefill(model, inputs, METHODS[name](retention_ratio=RATIO))
+    assert cached == planned and logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_keeping_everything_changes_nothing(name: str) -> None:
     model, inputs = model_of("llava_onevision"), make_inputs("llava_onevision")
     with torch.no_grad():
@@ -201,7 +226,7 @@ def test_scores_are_the_models_own_attention(
         maps = model(**inputs, output_attentions=True).attentions
     with watched(method(retention_ratio=RATIO), monkeypatch) as seen:
         prefill(model, inputs, method(retention_ratio=RATIO))
-    tokens, _ = seen[0]
+    tokens = seen[0][0]
     theirs = maps[tokens.layer - back][:, :, -1].mean(dim=1).gather(1, tokens.visual)
     torch.testing.assert_close(last_token_attention(tokens, own_layer=not back), theirs, atol=1e-6, rtol=1e-4)
 
@@ -270,8 +295,6 @@ def test_key_norms_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         kept = Knorm(retention_ratio=RATIO, keep=keep).select_layer(tokens, plan, None).keep  # type: ignore[arg-type]
         sign = 1 if keep == "small" else -1
         assert (sign * norm.gather(1, kept) <= bound[:, None]).all()
-    with pytest.raises(ValueError, match="middle"):
-        Knorm(retention_ratio=RATIO, keep="middle")  # type: ignore[arg-type]
 
 
 def test_every_count_that_a_stage_may_leave_is_kept_and_merged_tokens_together() -> None:
@@ -359,3 +382,19 @@ def test_one_layer_methods_take_another_layer() -> None:
         if issubclass(METHODS[name], OneLayer):
             plan = METHODS[name](retention_ratio=0.6, layer=3).plan(geometry)
             assert list(plan.layers) == [3] and plan.per_layer(8)[:3] == (64, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value"),
+    [
+        ("dart", "pivot_image_tokens", 0),
+        ("dart", "pivot_text_tokens", 0),
+        ("expected_attention", "future_positions", 0),
+        ("vscan", "window", 0),
+        ("vscan", "inner_share", 1.5),
+        ("knorm", "keep", "middle"),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, setting: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"{setting} must .*{value}"):
+        METHODS[name](retention_ratio=0.5, **{setting: value})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
-from vitcop.methods.inside import OneLayer
+from vitcop.methods.inside import OneLayer, check_at_least_one
 from vitcop.methods.similarity import unit
 from vitcop.selection import Selection, take, true_indices
 from vitcop.tokens import LayerTokens
@@ -38,6 +38,10 @@ class DART(OneLayer):
 
     pivot_image_tokens: int = 4
     pivot_text_tokens: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "pivot_image_tokens", "pivot_text_tokens")
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         count = plan.layers[tokens.layer]

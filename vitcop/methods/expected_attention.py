@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import required
-from vitcop.methods.inside import OneLayer
+from vitcop.methods.inside import OneLayer, check_at_least_one
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens
 
@@ -43,6 +43,10 @@ class ExpectedAttention(OneLayer):
     use_covariance: bool = True
     use_value_norm: bool = True
     epsilon: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "future_positions")
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         score = self.scores(tokens).mean(dim=1).gather(1, tokens.visual)
