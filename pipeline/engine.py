@@ -360,6 +360,8 @@ def _connect() -> bool:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     address = os.environ.get("RAY_ADDRESS")
     if not address:
+        # Ray's own choice is 15, with which the model stands still whenever the machine has something else to do.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init("local", include_dashboard=False, **quiet)
         return True
     try:
