@@ -76,7 +76,7 @@ STAGES = (
     Stage(name="colors-4", steps=200, clips=12, frames=4, start_rate=1.8e-3, end_rate=1.8e-3, emphasis=ON_COLORS),
     Stage(name="clips-8", steps=600, clips=8, frames=8, start_rate=1.6e-3, end_rate=1.3e-3, emphasis=ON_EVENTS),
     Stage(
-        name="dropped", steps=1000, clips=8, frames=8, start_rate=1.3e-3, end_rate=5e-5, drop=True, emphasis=ON_EVENTS
+        name="dropped", steps=1400, clips=8, frames=8, start_rate=1.3e-3, end_rate=5e-5, drop=True, emphasis=ON_EVENTS
     ),
 )
 

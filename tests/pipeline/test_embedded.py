@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from pipeline.embedded import MODEL_DIR
+from pipeline.embedded import MODEL_DIR, train
 from pipeline.embedded.architecture import GRID, TOKENS_PER_FRAME, build_config, build_model, save_checkpoint
 from pipeline.embedded.batches import make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.demo import write_dataset
@@ -19,7 +19,7 @@ from pipeline.embedded.packed import answer_logits, patch_features, random_order
 from pipeline.embedded.questions import ANSWERS, CAPTIONS, KINDS, WORDINGS, answer_type, ask, caption, vocabulary
 from pipeline.embedded.scenes import COLORS, FRAME_SIZE, SHAPES, SceneObject, _collide, render, sample_scene
 from pipeline.embedded.tokenizer import build_tokenizer
-from pipeline.embedded.train import STAGES, learning_rate
+from pipeline.embedded.train import STAGES, Stage, learning_rate, run
 
 TIMES = list(np.arange(32) / 32)
 
@@ -231,6 +231,22 @@ def test_a_saved_model_loads_with_equal_weights(tmp_path):
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
     for name, value in model.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name]), name
+
+
+def test_a_continued_training_run_gives_the_weights_of_an_unbroken_one(tmp_path, monkeypatch):
+    rates = {"start_rate": 1e-3, "end_rate": 1e-3, "clips": 1, "steps": 2}
+    patches = Stage(name="patches", frames=1, language=False, **rates)
+    dropped = Stage(name="dropped", frames=2, drop=True, **rates)
+    for name, plans in (("unbroken", [(patches, dropped)]), ("continued", [(patches,), (patches, dropped)])):
+        (tmp_path / name).mkdir()
+        for plan in plans:
+            monkeypatch.setattr(train, "STAGES", plan)
+            run(0, 1, tmp_path / name, seed=0, log_every=1)
+    first, second = (AutoModelForImageTextToText.from_pretrained(tmp_path / n) for n in ("unbroken", "continued"))
+    untrained = build_model(build_tokenizer(), seed=0).state_dict()
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    assert not torch.equal(first.lm_head.weight, untrained["lm_head.weight"])
 
 
 def test_a_dataset_is_the_same_for_a_seed_and_bounded(tmp_path):
