@@ -7,7 +7,7 @@ of them is done.
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,18 +124,21 @@ class OutputFolder:
         return pa.concat_tables([empty, *(_read_part(part, columns) for part in self.parts)], promote_options="default")
 
     def done(self) -> dict[str, Done]:
-        """What is done, by `sample_id`."""
+        """What is done, by `sample_id`; with an error where any row of that id has one."""
         table = self.read([*INPUT_SCHEMA.names, "status", "attempt"])
-        return {
-            record["sample_id"]: Done(record["status"], record["attempt"], _content(record))
-            for record in table.to_pylist()
-        }
+        done: dict[str, Done] = {}
+        for record in table.to_pylist():
+            known = done.get(record["sample_id"])
+            if known is None or known.status != "error":
+                done[record["sample_id"]] = Done(record["status"], record["attempt"], _content(record))
+        return done
 
-    def drop_errors(self) -> None:
-        """Takes the rows with an error out of the parts."""
+    def drop(self, ids: Iterable[str]) -> None:
+        """Takes the rows with these `sample_id`s out of the parts."""
+        gone = pa.array(list(ids), pa.string())
         for part in self.parts:
             table = _read_part(part)
-            kept = table.filter(pc.equal(table["status"], "ok"))
+            kept = table.filter(pc.invert(pc.is_in(table["sample_id"], gone)))
             if not kept.num_rows:
                 part.unlink()
             elif kept.num_rows < table.num_rows:
@@ -172,19 +175,28 @@ def open_output(path: Path) -> Iterator[OutputFolder]:
 
 
 class ShardWriter:
-    """Collects rows until a shard has all of its clips, then writes its part."""
+    """Collects rows until a shard has all of its clips, then writes its part.
 
-    def __init__(self, folder: OutputFolder, manifest: Manifest, shards: Sequence[Sequence[Clip]]) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.shard_of = {clip.rows[0].index: number for number, shard in enumerate(shards) for clip in shard}
-        self.missing = [len(shard) for shard in shards]
+    Args:
+        schema: the columns after the input columns.
+    """
+
+    def __init__(self, folder: OutputFolder, manifest: Manifest, schema: pa.Schema = ANSWER_SCHEMA) -> None:
+        self.folder, self.manifest, self.schema = folder, manifest, schema
+        self.shard_of: dict[int, int] = {}
+        self.missing: list[int] = []
         self.rows: dict[int, list[tuple[Row, dict[str, Any]]]] = {}
 
-    def add(self, clip: Clip, answers: Sequence[dict[str, Any]]) -> None:
-        """Takes the answer columns of each of the clip's questions."""
+    def expect(self, shards: Iterable[Sequence[Clip]]) -> None:
+        """Says which clips make a shard."""
+        for shard in shards:
+            self.shard_of |= {clip.rows[0].index: len(self.missing) for clip in shard}
+            self.missing.append(len(shard))
+
+    def add(self, clip: Clip, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
+        """Takes all output rows of a clip: answer columns, each with the row that they answer."""
         number = self.shard_of[clip.rows[0].index]
-        self.rows.setdefault(number, []).extend(zip(clip.rows, answers, strict=True))
+        self.rows.setdefault(number, []).extend(rows)
         self.missing[number] -= 1
         if not self.missing[number]:
             self._write(self.rows.pop(number))
@@ -199,8 +211,8 @@ class ShardWriter:
     def _write(self, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
         rows = sorted(rows, key=lambda pair: pair[0].index)
         table = self.manifest.input_columns([row for row, _ in rows])
-        answers = pa.Table.from_pylist([columns for _, columns in rows], schema=ANSWER_SCHEMA)
-        for field, column in zip(ANSWER_SCHEMA, answers.columns, strict=True):
+        answers = pa.Table.from_pylist([columns for _, columns in rows], schema=self.schema)
+        for field, column in zip(self.schema, answers.columns, strict=True):
             table = table.append_column(field, column)
         self.folder.write(table)
 

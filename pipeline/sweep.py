@@ -162,16 +162,16 @@ def summarize_cells(
     answers = defaultdict(list)
     for row in rows.to_pylist():
         answers[row["cell"]].append(row)
-    table = []
+    table: list[dict[str, Any]] = []
     by_cell = {cell: answers[cell.name] for cell in cells}
     for cell, mine in by_cell.items():
         full = answers[Cell(method=FULL, num_frames=cell.num_frames).name]
-        record: dict[str, Any] = {"cell": cell.name, **dataclasses.asdict(cell)} | _accuracy(mine, kind_column)
+        record: dict[str, Any] = {"cell": cell.name, **dataclasses.asdict(cell), **_accuracy(mine, kind_column)}
         record |= _reachability(mine) | _retention(mine)
         if cell.method != FULL:
             record |= _against("full", mine, full) | {"differs_from_full": _share_differing(mine, full)}
             record |= _against("random", mine, _random_rows(cell, by_cell))
-        table.append(record | facts.get(cell.name, {}) | costs.get(cell.name, {}))
+        table.append({**record, **facts.get(cell.name, {}), **costs.get(cell.name, {})})
     full_costs = {record["num_frames"]: record for record in table if record["method"] == FULL}
     for record in table:
         record |= _speedups(record, full_costs[record["num_frames"]])

@@ -37,9 +37,10 @@ def manifest(tmp_path: Path) -> Manifest:
 def fill(folder: OutputFolder, manifest: Manifest, columns: dict[str, Any], clips: slice = slice(None)) -> ShardWriter:
     """Adds the same answer columns for some clips; shards of two clips."""
     every = group_clips(manifest.rows)
-    writer = ShardWriter(folder, manifest, list(cut_shards(every, 4)))
+    writer = ShardWriter(folder, manifest)
+    writer.expect(cut_shards(every, 4))
     for clip in every[clips]:
-        writer.add(clip, [columns] * len(clip.rows))
+        writer.add(clip, [(row, columns) for row in clip.rows])
     return writer
 
 
@@ -47,7 +48,8 @@ def test_a_part_appears_when_its_shard_is_complete(tmp_path: Path, manifest: Man
     with open_output(tmp_path / "out") as folder:
         writer = fill(folder, manifest, OK, slice(0, 1))
         assert folder.parts == []
-        writer.add(group_clips(manifest.rows)[2], [OK, OK])
+        clip = group_clips(manifest.rows)[2]
+        writer.add(clip, [(row, OK) for row in clip.rows])
         (part,) = folder.parts
         assert pq.read_table(part)["sample_id"].to_pylist() == ["s4", "s5"]
         writer.flush()
@@ -79,12 +81,12 @@ def test_parts_open_with_pandas_and_duckdb(tmp_path: Path, manifest: Manifest) -
 def test_errors_are_taken_out_to_be_done_again(tmp_path: Path, manifest: Manifest) -> None:
     with open_output(tmp_path / "out") as folder:
         clips = group_clips(manifest.rows)
-        writer = ShardWriter(folder, manifest, [clips[:2], clips[2:]])
-        writer.add(clips[0], [OK, ERROR])
-        writer.add(clips[1], [OK, OK])
-        writer.add(clips[2], [ERROR, ERROR])
+        writer = ShardWriter(folder, manifest)
+        writer.expect([clips[:2], clips[2:]])
+        for clip, columns in zip(clips, ([OK, ERROR], [OK, OK], [ERROR, ERROR]), strict=True):
+            writer.add(clip, list(zip(clip.rows, columns, strict=True)))
         assert [folder.done()[f"s{i}"].status for i in range(6)] == ["ok", "error", "ok", "ok", "error", "error"]
-        folder.drop_errors()
+        folder.drop(name for name, entry in folder.done().items() if entry.status == "error")
         assert list(folder.done()) == ["s0", "s2", "s3"]
         assert [part.name for part in folder.parts] == ["part-00000.parquet"]
         fill(folder, manifest, OK, slice(2, 3))
