@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class UnreachableBudgetError(ValueError):
@@ -41,11 +41,17 @@ class Plan:
         entering: tokens left when the language model is entered (all of them if nothing is pruned before it).
         layers: layer index -> tokens left when that layer is entered; ascending, counts never rise.
         names: label of each stage for reports, by layer index (-1 is the stage before the model).
+        grid: token grid (height, width) that the vision tower makes of each frame, where it is not the model's own.
     """
 
     entering: int
     layers: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
+
+    def encoded(self, geometry: Geometry) -> Geometry:
+        """The clip as the vision tower sees it."""
+        return geometry if self.grid is None else replace(geometry, height=self.grid[0], width=self.grid[1])
 
     def per_layer(self, num_layers: int) -> tuple[int, ...]:
         """Visual tokens that each of the `num_layers` layers sees."""

@@ -335,7 +335,7 @@ class prune:
     def _encode(self, inputs: dict[str, Any], pixels: Tensor, state: Prefill) -> Encoded:
         """The clip's tokens after the stage before the model; the last clip's are kept for further questions on it."""
         version = None if pixels.is_inference() else pixels._version
-        key = (pixels, version, self.method)
+        key = (pixels, version, self.method, state.geometry)
         if self._memo is not None and self._memo[0][0] is pixels and self._memo[0][1:] == key[1:]:
             encoded = self._memo[1]
             self.clock("vision")
@@ -347,8 +347,13 @@ class prune:
         return encoded
 
     def _run_vision(self, inputs: dict[str, Any], state: Prefill) -> Encoded:
-        encode = functools.partial(self.family.encode, inputs, state.geometry, self.method, self.frame_chunk)
-        key = (self.family.pixels(inputs), state.geometry, self.frame_chunk)
+        geometry = state.plan.encoded(state.geometry)
+        if geometry != state.geometry and not self.family.scales_frames:
+            raise UnsupportedInputError(
+                f"{self.family.label} can't encode smaller frames; {self.method.name} needs that"
+            )
+        encode = functools.partial(self.family.encode, inputs, geometry, self.method, self.frame_chunk)
+        key = (self.family.pixels(inputs), geometry, self.frame_chunk)
         chunks = encode() if self.vision is None else self.vision.chunks(key, self.method, encode)
         if self.method.frame_local:
             return _concatenate([self._select(chunk, state) for chunk in _timed(chunks, self.clock)])
@@ -575,12 +580,12 @@ class prune:
             PrefillRecord(
                 method=self.method.describe(),
                 batch=state.batch,
-                visual_tokens=geometry.num_tokens,
+                grid=(geometry.frames, geometry.height, geometry.width),
                 kept_per_layer=kept,
                 stages=plan.stages(),
                 prompt_tokens=lengths[0] - kept[0],
                 kv_bytes=stored // state.batch,
-                macs_vision=family.vision_macs(geometry),
+                macs_vision=family.vision_macs(plan.encoded(geometry)),
                 macs_language=decoder_macs(family.text_config, lengths),
                 kept_index=state.kept_index,
             )

@@ -15,7 +15,7 @@ class PrefillRecord:
     Attributes:
         method: the method with all its settings.
         batch: rows.
-        visual_tokens: visual tokens of the clip before pruning.
+        grid: frames, rows and columns of the clip's visual tokens before pruning.
         kept_per_layer: visual tokens that each layer of the language model saw.
         stages: visual tokens left after each stage, by name.
         prompt_tokens: other tokens of the prompt, padding and separators included.
@@ -28,7 +28,7 @@ class PrefillRecord:
 
     method: str
     batch: int
-    visual_tokens: int
+    grid: tuple[int, int, int]
     kept_per_layer: tuple[int, ...]
     stages: dict[str, int]
     prompt_tokens: int
@@ -37,6 +37,12 @@ class PrefillRecord:
     macs_language: float
     kept_index: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     notes: tuple[str, ...] = ()
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of the clip before pruning."""
+        frames, height, width = self.grid
+        return frames * height * width
 
     @property
     def mean_kept(self) -> float:

@@ -37,6 +37,8 @@ class Family(ABC):
     label: ClassVar[str]
     visual_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "pixel_values_videos")
     """Forward inputs that the vision side reads."""
+    scales_frames: ClassVar[bool] = False
+    """Whether `encode` can make a token grid smaller than the model's own, of smaller frames."""
 
     def __init__(self, model: Any) -> None:
         # Typed loosely: what a family's modules are called is known to its adapter, not to the type checker.

@@ -73,6 +73,10 @@ class FrameTower(Family):
         side = self.vision.image_size // self.vision.patch_size
         return side, side
 
+    def patches(self, geometry: Geometry) -> tuple[int, int]:
+        """Height and width of the patch grid that a clip's frames are cut into."""
+        return self.patch_grid
+
     @property
     def tower(self) -> Any:
         return self.base.vision_tower
@@ -144,7 +148,7 @@ class FrameTower(Family):
         return torch.arange(geometry.frames * (count + 1)).view(-1, count + 1)[:, 1:].flatten()
 
     def vision_macs(self, geometry: Geometry) -> float:
-        height, width = self.patch_grid
+        height, width = self.patches(geometry)
         tower = encoder_macs(self.vision, height * width, extra=int(self.has_cls))
         return geometry.frames * (tower + self._projected(geometry) * linear_macs(self.base.multi_modal_projector))
 

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vitcop.budget import Geometry
+from vitcop.families.base import UnsupportedInputError
 from vitcop.families.frame_tower import VideoTower
 from vitcop.methods.base import Method
 from vitcop.tokens import VisualTokens
@@ -20,11 +22,14 @@ class LlavaOnevision(VideoTower):
     """Video inputs of `LlavaOnevisionForConditionalGeneration`.
 
     The model pools features to half the grid after the projector, bilinearly; scores and keys go through the same
-    interpolation. The newline embedding at the end of a video is always kept and counts as text.
+    interpolation. The newline embedding at the end of a video is always kept and counts as text. Smaller frames are
+    encoded with interpolated position embeddings, as the tower itself offers it.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
     label: ClassVar[str] = "LLaVA-OneVision"
+    towers: ClassVar[tuple[str, ...]] = ("siglip_vision_model",)
+    scales_frames: ClassVar[bool] = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -41,11 +46,40 @@ class LlavaOnevision(VideoTower):
     def encode(
         self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
     ) -> Iterator[VisualTokens]:
-        for tokens in super().encode(inputs, geometry, method, frame_chunk):
+        small = (geometry.height, geometry.width) != self.grid
+        encode = self._encode_small if small else super().encode
+        for tokens in encode(inputs, geometry, method, frame_chunk):
             last = tokens.first_frame + tokens.frames == geometry.frames
             newline = self.base.image_newline.expand(len(tokens.features), 1, -1)
             yield replace(tokens, fixed=newline) if last else tokens
 
-    def _projected(self, geometry: Geometry) -> int:
+    def _encode_small(
+        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+    ) -> Iterator[VisualTokens]:
+        if method.needs_vision_attention or method.needs_vision_keys:
+            raise UnsupportedInputError(f"{method.name} can't have scores of smaller frames")
+        frames = self.frames(inputs, geometry)
+        for first in range(0, geometry.frames, frame_chunk):
+            tokens = self._small_tokens(frames[:, first : first + frame_chunk], geometry)
+            yield VisualTokens(features=tokens, height=geometry.height, width=geometry.width, first_frame=first)
+
+    def _small_tokens(self, frames: Tensor, geometry: Geometry) -> Tensor:
+        """(B, F, N, D) tokens of frames shrunk to the geometry's grid; otherwise as the model makes them."""
+        patches = self.patches(geometry)
+        size = [count * self.vision.patch_size for count in patches]
+        pixels = functional.interpolate(frames.flatten(0, 1), size=size, mode="bilinear", antialias=True)
+        output = self.tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True, return_dict=True)
+        layers = self.config.vision_feature_layer
+        layers = [layers] if isinstance(layers, int) else layers
+        projected = self.base.multi_modal_projector(torch.cat([output.hidden_states[i] for i in layers], dim=-1))
+        grid = projected.transpose(1, 2).unflatten(-1, patches)
+        pooled = functional.interpolate(grid, size=(geometry.height, geometry.width), mode="bilinear")
+        return pooled.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])
+
+    def patches(self, geometry: Geometry) -> tuple[int, int]:
         height, width = self.patch_grid
+        return min(2 * geometry.height, height), min(2 * geometry.width, width)
+
+    def _projected(self, geometry: Geometry) -> int:
+        height, width = self.patches(geometry)
         return height * width

@@ -23,6 +23,7 @@ class AveragePool(BeforeModel):
     """
 
     name: ClassVar[str] = "average_pool"
+    baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:

@@ -29,6 +29,8 @@ class Method(ABC):
     """Whether the stage before the model looks at one frame at a time (then frames can be pruned chunk by chunk)."""
     fixed_budget: ClassVar[bool] = False
     """Whether the method keeps what it keeps and ignores `retention_ratio` (floors such as one frame)."""
+    baseline: ClassVar[bool] = False
+    """Whether it is there to be beaten: it looks at no token's content, or at nothing but the picture's size."""
     needs_vision_attention: ClassVar[bool] = False
     needs_vision_keys: ClassVar[bool] = False
     needs_previous_hidden: ClassVar[bool] = False

@@ -21,6 +21,7 @@ class FrameSubsample(BeforeModel):
     """
 
     name: ClassVar[str] = "frame_subsample"
+    baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
     def plan(self, geometry: Geometry) -> Plan:

@@ -18,6 +18,7 @@ class Grid(BeforeModel):
     """Keep tokens of every frame that are evenly spaced over its grid: the middle ones of nearly equal cells."""
 
     name: ClassVar[str] = "grid"
+    baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:

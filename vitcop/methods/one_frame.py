@@ -17,6 +17,7 @@ class OneFrame(Floor):
     """Keep the whole middle frame and nothing else, whatever `retention_ratio` says."""
 
     name: ClassVar[str] = "one_frame"
+    baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
     def plan(self, geometry: Geometry) -> Plan:

@@ -23,6 +23,7 @@ class Random(Method):
     """
 
     name: ClassVar[str] = "random"
+    baseline: ClassVar[bool] = True
 
     seed: int = 0
 

@@ -25,6 +25,7 @@ class RandomStages(ViTCoP):
     """
 
     name: ClassVar[str] = "random_stages"
+    baseline: ClassVar[bool] = True
     needs_vision_attention: ClassVar[bool] = False
 
     seed: int = 0

@@ -23,6 +23,7 @@ class TextOnly(Floor):
     """
 
     name: ClassVar[str] = "text_only"
+    baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
     def plan(self, geometry: Geometry) -> Plan:
