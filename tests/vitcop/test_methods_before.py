@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.vitcop.models import build, make_inputs
-from vitcop import prune
+from vitcop import UnsupportedInputError, prune
 from vitcop.budget import Geometry, UnreachableBudgetError
+from vitcop.families import family_of
+from vitcop.families.llava_onevision import LlavaOnevision
 from vitcop.methods import METHODS, Method, get_method
 from vitcop.methods.density import density_peaks
+from vitcop.methods.downscale import small_grid
 from vitcop.methods.flashvid import strong_links, sum_trees
 from vitcop.methods.holitom import static_windows
 from vitcop.methods.kmeans import cluster, cluster_selection
@@ -87,8 +90,9 @@ def tokens_of(selection: Selection, tokens: VisualTokens) -> Tensor:
     ("name", "ratio", "geometry"), CASES, ids=[f"{n}-{r}-{g.frames}x{g.height}x{g.width}" for n, r, g in CASES]
 )
 def test_the_budget_is_met_and_indices_are_sound(name: str, ratio: float, geometry: Geometry) -> None:
-    method, tokens = get_method(name)(retention_ratio=ratio), clip(geometry)
+    method = get_method(name)(retention_ratio=ratio)
     plan = method.plan(geometry)
+    tokens = clip(plan.encoded(geometry))
     selection = method.select_frames(tokens, plan, geometry)
     if not method.fixed_budget:
         kept = sum(plan.per_layer(geometry.num_layers)) / geometry.num_layers
@@ -103,8 +107,9 @@ def test_the_budget_is_met_and_indices_are_sound(name: str, ratio: float, geomet
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_clip_is_pruned_the_same_way_alone_and_in_a_batch(name: str) -> None:
     geometry = GEOMETRIES[0]
-    method, tokens = get_method(name)(retention_ratio=0.25), clip(geometry, batch=3)
+    method = get_method(name)(retention_ratio=0.25)
     plan = method.plan(geometry)
+    tokens = clip(plan.encoded(geometry), batch=3)
     selection = method.select_frames(tokens, plan, geometry)
     again = method.select_frames(tokens, plan, geometry)
     assert torch.equal(selection.keep, again.keep)
@@ -119,8 +124,9 @@ def test_the_same_clip_is_pruned_the_same_way_alone_and_in_a_batch(name: str) ->
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].frame_local])
 def test_frame_local_methods_do_not_mind_chunks(name: str) -> None:
     geometry = GEOMETRIES[0]
-    method, tokens = get_method(name)(retention_ratio=0.0625), clip(geometry)
+    method = get_method(name)(retention_ratio=0.0625)
     plan = method.plan(geometry)
+    tokens = clip(plan.encoded(geometry))
     whole = method.select_frames(tokens, plan, geometry)
     chunks = [part(tokens, first, first + 5) for first in range(0, geometry.frames, 5)]
     selections = [method.select_frames(chunk, plan, geometry) for chunk in chunks]
@@ -136,11 +142,12 @@ def test_a_still_clip_of_equal_tokens_is_no_trouble(name: str) -> None:
     geometry = GEOMETRIES[1]
     method = get_method(name)(retention_ratio=0.25)
     plan = method.plan(geometry)
-    shape = (1, geometry.frames, geometry.tokens_per_frame)
+    seen = plan.encoded(geometry)
+    shape = (1, seen.frames, seen.tokens_per_frame)
     tokens = VisualTokens(
         features=torch.ones(*shape, 8, dtype=torch.bfloat16),
-        height=geometry.height,
-        width=geometry.width,
+        height=seen.height,
+        width=seen.width,
         attention=torch.full(shape, 1 / shape[-1]),
         keys=torch.zeros(*shape, 4, dtype=torch.bfloat16),
     )
@@ -154,7 +161,9 @@ def test_a_still_clip_of_equal_tokens_is_no_trouble(name: str) -> None:
 def test_the_host_does_not_wait_for_the_device(name: str) -> None:
     """Tensors without values can't be read back, nor give shapes that depend on values."""
     geometry = GEOMETRIES[0]
-    method, tokens = get_method(name)(retention_ratio=0.25), clip(geometry)
+    method = get_method(name)(retention_ratio=0.25)
+    plan = method.plan(geometry)
+    tokens = clip(plan.encoded(geometry))
     assert tokens.attention is not None and tokens.keys is not None
     valueless = replace(
         tokens,
@@ -162,7 +171,6 @@ def test_the_host_does_not_wait_for_the_device(name: str) -> None:
         attention=tokens.attention.to("meta"),
         keys=tokens.keys.to("meta"),
     )
-    plan = method.plan(geometry)
     assert method.select_frames(valueless, plan, geometry).keep.shape == (2, plan.entering)
 
 
@@ -171,6 +179,10 @@ def test_the_host_does_not_wait_for_the_device(name: str) -> None:
 def test_methods_prune_a_model(name: str, family: str) -> None:
     model, inputs = build(family), make_inputs(family, texts=(5, 3))
     method = get_method(name)(retention_ratio=0.4)
+    if name == "downscale" and family == "qwen3_vl":
+        with prune(model, method), pytest.raises(UnsupportedInputError, match="can't encode smaller frames"):
+            model(**inputs)
+        return
     with torch.inference_mode(), prune(model, method, frame_chunk=2) as stats:
         logits = model(**inputs, logits_to_keep=1).logits
     assert logits.isfinite().all()
@@ -224,6 +236,39 @@ def test_grid_spreads_tokens_evenly() -> None:
     keep = method.select_frames(clip(geometry), method.plan(geometry), geometry).keep[0]
     one = torch.tensor([0, 2, 4, 12, 14, 16, 24, 26, 28])
     assert torch.equal(keep, torch.cat([one, one + 36]))
+
+
+def test_frames_shrink_to_a_grid_that_wastes_little() -> None:
+    assert small_grid(49, 14, 14) == (7, 7)
+    assert small_grid(98, 14, 14) == (10, 10)
+    assert small_grid(15, 5, 6) == (4, 4)
+    assert small_grid(1, 5, 6) == (1, 1)
+    assert small_grid(30, 5, 6) == (5, 6)
+
+
+def test_downscaled_tokens_stand_where_they_stood_and_cost_less() -> None:
+    model, inputs = build("llava_onevision"), make_inputs("llava_onevision")
+    with torch.inference_mode(), prune(model, get_method("grid")(retention_ratio=0.25)) as stats:
+        model(**inputs)
+    full = stats.records[-1]
+    with torch.inference_mode(), prune(model, get_method("downscale")(retention_ratio=0.25)) as stats:
+        model(**inputs)
+    small = stats.records[-1]
+    assert small.mean_kept == full.mean_kept == 16
+    assert small.macs_vision < full.macs_vision / 2 and small.macs_language == full.macs_language
+    assert small.kept_index["vision"][0].tolist() == [
+        frame * 16 + place for frame in range(4) for place in (5, 7, 13, 15)
+    ]
+
+
+def test_frames_of_full_size_are_encoded_as_the_model_encodes_them() -> None:
+    model, inputs = build("llava_onevision"), make_inputs("llava_onevision")
+    family = family_of(model)
+    assert isinstance(family, LlavaOnevision)
+    frames = inputs["pixel_values_videos"]
+    with torch.inference_mode():
+        ours = family._small_tokens(frames, family.geometry(inputs))
+        torch.testing.assert_close(ours, family.project(frames), atol=1e-5, rtol=1e-5)
 
 
 def test_evs_keeps_the_first_frame_and_what_changes() -> None:

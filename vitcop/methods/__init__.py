@@ -6,6 +6,7 @@ from vitcop.methods.average_pool import AveragePool as AveragePool
 from vitcop.methods.base import Method as Method
 from vitcop.methods.dart import DART as DART
 from vitcop.methods.divprune import DivPrune as DivPrune
+from vitcop.methods.downscale import Downscale as Downscale
 from vitcop.methods.evs import EVS as EVS
 from vitcop.methods.expected_attention import ExpectedAttention as ExpectedAttention
 from vitcop.methods.fastv import FastV as FastV
