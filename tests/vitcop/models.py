@@ -103,7 +103,7 @@ def video_llava() -> PreTrainedModel:
 
 
 def llava() -> PreTrainedModel:
-    config = LlavaConfig(vision_config=clip(6), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE)
+    config = LlavaConfig(vision_config=clip(8), text_config=LlamaConfig(**TEXT), image_token_index=IMAGE)
     return LlavaForConditionalGeneration(config)
 
 
@@ -188,7 +188,7 @@ SETUPS: dict[str, Setup] = {
     "llava_onevision": Setup(llava_onevision, FRAMES, 16, (FRAMES, 3, 56, 56), fixed=(0, 1)),
     "llava_next_video": Setup(llava_next_video, FRAMES, 16, (FRAMES, 3, 72, 72)),
     "video_llava": Setup(video_llava, FRAMES, 16, (FRAMES, 3, 32, 32), fixed=(1, 0)),
-    "llava": Setup(llava, 1, 36, (3, 48, 48), name="pixel_values"),
+    "llava": Setup(llava, 1, 64, (3, 64, 64), name="pixel_values"),
     "qwen2_vl": Setup(qwen2_vl, FRAMES, 12, (FRAMES * 6 * 8, 96), grid=(FRAMES, 6, 8)),
     "qwen2_5_vl": Setup(qwen2_5_vl, FRAMES, 20, (FRAMES * 8 * 10, 96), grid=(FRAMES, 8, 10)),
     "qwen3_vl": Setup(qwen3_vl, FRAMES, 12, (FRAMES * 6 * 8, 96), grid=(FRAMES, 6, 8), between=3),

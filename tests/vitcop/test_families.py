@@ -354,7 +354,7 @@ def test_pictures_of_video_models_are_refused(family: str) -> None:
 def test_several_pictures_of_a_prompt_are_pruned_like_frames() -> None:
     model, per_picture = build("llava"), SETUPS["llava"].per_frame
     ids = torch.tensor([[11, *[IMAGE] * per_picture, 12, *[IMAGE] * per_picture, 13]] * 2)
-    pixels = torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(4, *SETUPS["llava"].pixels, generator=torch.Generator().manual_seed(0))
     with prune(model, METHOD) as stats:
         both = model(input_ids=ids, pixel_values=pixels).logits
         second = model(input_ids=ids[1:], pixel_values=pixels[2:]).logits
