@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ from vitcop.selection import Selection, apply_selection
 from vitcop.tokens import VisualTokens
 
 NAMES = [name for name, method in METHODS.items() if method.select_frames is not Method.select_frames]
-RATIOS = (0.5, 0.25, 0.1, 0.05)
+RATIOS = (0.95, 0.5, 0.25, 0.1, 0.05, 0.02)
 GEOMETRIES = (
     Geometry(num_layers=8, frames=16, height=5, width=6),
     Geometry(num_layers=8, frames=8, height=7, width=4),
@@ -414,3 +415,12 @@ def test_a_total_is_met_by_the_lowest_dropped_and_the_highest_added() -> None:
     score = torch.tensor([[0.1, 0.9, 0.8, 0.2], [0.1, 0.9, 0.8, 0.2]])
     assert meet_count(mask, score, 1).tolist() == [[False, True, False, False], [True, False, False, False]]
     assert meet_count(mask, score, 3).tolist() == [[True, True, True, False], [True, True, True, False]]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("fastvid", "flavour", "film"), ("flashvid", "diversity", "none"), ("flashvid", "alpha", 0.0)],
+)
+def test_options_of_no_meaning_are_refused(name: str, option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be .* got {value!r}"):
+        get_method(name)(retention_ratio=0.25, **{option: value})

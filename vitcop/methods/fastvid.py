@@ -49,6 +49,11 @@ class FastVID(BeforeModel):
     anchor_stride: int = 4
     beta: float = 0.6
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.flavour not in ("onevision", "video"):
+            raise ValueError(f"flavour must be 'onevision' or 'video', got {self.flavour!r}")
+
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         attention = required(tokens.attention, "attention")
         similarity = similarity_to_previous(tokens.features.float().mean(dim=2))

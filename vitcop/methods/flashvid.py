@@ -65,6 +65,8 @@ class FlashVID(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.diversity not in ("attention", "attention_and_event"):
+            raise ValueError(f"diversity must be 'attention' or 'attention_and_event', got {self.diversity!r}")
         for field in ("alpha", "inner_share"):
             if not 0 < getattr(self, field) <= 1:
                 raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
