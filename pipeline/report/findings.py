@@ -1,0 +1,228 @@
+"""What the numbers say, in plain words: where ViTCoP wins, ties and loses, and what the reader should distrust."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
+from pipeline.report.words import gain, listed, percent, share
+from pipeline.statistics import mcnemar
+from pipeline.sweep import RANDOM
+
+SIGNIFICANT = 0.05
+WIN, TIE, LOSS, UNTESTED = "wins", "ties", "loses", "untested"
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One point against another on the same questions.
+
+    Attributes:
+        difference: of the accuracies, mean over seeds.
+        outcome: a win or a loss when McNemar's test finds it with every seed; `untested` without common answers.
+        p: the largest over the seeds.
+    """
+
+    point: Point
+    rival: Point
+    difference: float
+    outcome: str
+    p: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How ViTCoP stands at a keep ratio.
+
+    Attributes:
+        best: the most accurate other method; None when there is none.
+        place: 1 + the number of other methods that are more accurate by the numbers, of `field` in all.
+    """
+
+    point: Point
+    full: Duel | None
+    random: Duel | None
+    best: Duel | None
+    place: int
+    field: int
+
+
+def duel(sweep: Sweep, point: Point, rival: Point) -> Duel | None:
+    """`point` against `rival`; None when one of them has no accuracy."""
+    mine, theirs = point.mean("accuracy"), rival.mean("accuracy")
+    if mine is None or theirs is None:
+        return None
+    sides = [[sweep.correct.get(cell["cell"], {}) for cell in side.cells] for side in (point, rival)]
+    tests = [mcnemar(first, second) for first in sides[0] for second in sides[1] if first.keys() & second.keys()]
+    outcome = TIE if tests else UNTESTED
+    if tests and all(test.p < SIGNIFICANT and test.wins > test.losses for test in tests):
+        outcome = WIN
+    if tests and all(test.p < SIGNIFICANT and test.wins < test.losses for test in tests):
+        outcome = LOSS
+    return Duel(point, rival, mine - theirs, outcome, max((test.p for test in tests), default=None))
+
+
+def standings(sweep: Sweep, comparison: Comparison) -> list[Standing]:
+    """How ViTCoP stands at each keep ratio that it reached."""
+    found = []
+    for point in comparison.of(SUBJECT):
+        assert point.keep_ratio is not None
+        mine = point.mean("accuracy")
+        if mine is None:
+            continue
+        others = [(rival.mean("accuracy"), rival) for rival in rivals(comparison, point.keep_ratio)]
+        scored = [(accuracy, rival) for accuracy, rival in others if accuracy is not None]
+        best = max(scored, key=lambda pair: pair[0])[1] if scored else None
+        random = next((rival for _, rival in scored if rival.method == RANDOM), None)
+        found.append(
+            Standing(
+                point=point,
+                full=duel(sweep, point, comparison.full) if comparison.full else None,
+                random=duel(sweep, point, random) if random else None,
+                best=duel(sweep, point, best) if best else None,
+                place=1 + sum(accuracy > mine for accuracy, _ in scored),
+                field=1 + len(scored),
+            )
+        )
+    return found
+
+
+def rivals(comparison: Comparison, ratio: float) -> list[Point]:
+    """All points at a keep ratio but those of ViTCoP and its variants."""
+    return [point for point in comparison.at(ratio) if not is_subject(point.method)]
+
+
+def headline(sweep: Sweep, comparison: Comparison) -> list[str]:
+    """The findings as sentences, the most important first."""
+    table = standings(sweep, comparison)
+    return [
+        _what(sweep, comparison),
+        *_against_random(table),
+        *_against_best(table),
+        *_against_full(table),
+        *_speed(comparison),
+    ]
+
+
+def warnings(comparison: Comparison) -> list[str]:
+    """What a reader should know before trusting a number: methods without effect, cells out of reach, errors."""
+    return [*_no_ops(comparison), *_unreachable(comparison), *_troubles(comparison)]
+
+
+def frames_seen(sweep: Sweep, comparison: Comparison) -> str:
+    """Which frames the model saw, in words."""
+    count = comparison.num_frames or sweep.setting("frames", "num_frames")
+    rate = sweep.setting("frames", "fps")
+    if count is None and rate is not None:
+        return f"{rate:g} frames a second"
+    return f"{count} frames" if count is not None else "the default number of frames"
+
+
+def _what(sweep: Sweep, comparison: Comparison) -> str:
+    full = comparison.full
+    asked = max((cell["n"] or 0 for cell in comparison.cells), default=0)
+    clips = f" about {sweep.clips:,} clips" if sweep.clips else ""
+    ratios = listed([share(ratio) for ratio in comparison.ratios]) if comparison.ratios else "no ratio"
+    text = (
+        f"{sweep.setting('model', 'model') or 'The model'} answered {asked:,} questions{clips}, seeing "
+        f"{frames_seen(sweep, comparison)} of each, with {len(comparison.methods)} pruning methods that each keep "
+        f"{ratios} of the visual tokens (averaged over the language model's layers)."
+    )
+    if full is None or full.mean("accuracy") is None:
+        return text + " There is no accuracy with all tokens to compare with."
+    (cell,) = full.cells
+    interval = f"95 % interval {100 * cell['accuracy_low']:.1f} to {100 * cell['accuracy_high']:.1f}"
+    return f"{text} With all tokens it is right in {percent(cell['accuracy'])} ({interval})."
+
+
+def _against_random(table: Sequence[Standing]) -> list[str]:
+    if not table:
+        return [f"{SUBJECT_TITLE} is not among the methods that were run."]
+    duels = [standing.random for standing in table if standing.random]
+    if not duels:
+        return ["Random selection was not run, so nothing shows that scoring tokens is worth anything."]
+    return [f"Against random selection of as many tokens, {_outcomes(duels)}."]
+
+
+def _against_best(table: Sequence[Standing]) -> list[str]:
+    duels = [standing.best for standing in table if standing.best]
+    return [f"Against the best other method at each ratio, {_outcomes(duels, named=True)}."] if duels else []
+
+
+def _outcomes(duels: Iterable[Duel], named: bool = False) -> str:
+    """`ViTCoP wins at 5 % (+3.1), ties at 10 % (evs, -0.2) and loses nowhere`."""
+    by_outcome = defaultdict(list)
+    for each in duels:
+        note = f"{each.rival.method}, {gain(each.difference)}" if named else gain(each.difference)
+        assert each.point.keep_ratio is not None
+        by_outcome[each.outcome].append(f"{share(each.point.keep_ratio)} ({note})")
+    if UNTESTED in by_outcome:
+        return f"{SUBJECT_TITLE} differs, untested, by these points at {listed(by_outcome[UNTESTED])}"
+    parts = [f"{word} at {listed(by_outcome[word])}" if by_outcome[word] else f"{word} nowhere" for word in (WIN, TIE)]
+    return f"{SUBJECT_TITLE} {', '.join(parts)}, and {_lost(by_outcome[LOSS])}"
+
+
+def _lost(places: Sequence[str]) -> str:
+    return f"{LOSS} at {listed(places)}" if places else f"{LOSS} nowhere"
+
+
+def _against_full(table: Sequence[Standing]) -> list[str]:
+    duels = [standing.full for standing in table if standing.full]
+    return [f"Against all tokens, {_outcomes(duels)}."] if duels else []
+
+
+def _speed(comparison: Comparison) -> list[str]:
+    measured = [point for point in comparison.of(SUBJECT) if point.mean("speedup_measured")]
+    if not measured:
+        return []
+    least, most = measured[0], measured[-1]
+    text = f"Leaving decoding out, {SUBJECT_TITLE} answers {_times(most, 'measured')} times as fast as with all tokens"
+    if least is not most:
+        text += f" when it keeps {share(most.keep_ratio or 0)}, and {_times(least, 'measured')} times at "
+        text += share(least.keep_ratio or 0)
+    if least.mean("speedup_allowed") and most.mean("speedup_allowed"):
+        text += f"; the operation counts would allow {_times(most, 'allowed')}"
+        text += f" and {_times(least, 'allowed')}" if least is not most else ""
+    return [text + "."]
+
+
+def _times(point: Point, which: str) -> str:
+    return f"{point.mean(f'speedup_{which}') or 0:.2f}"
+
+
+def _no_ops(comparison: Comparison) -> list[str]:
+    idle = [
+        point.title
+        for method in comparison.methods
+        for point in comparison.of(method)
+        if point.mean("differs_from_full") == 0
+    ]
+    if not idle:
+        return ["Every method changed at least one prediction of the full model at every ratio, so all of them pruned."]
+    return [
+        f"Without effect: {listed(idle)} did not change a single prediction, so nothing may have been pruned there."
+    ]
+
+
+def _unreachable(comparison: Comparison) -> list[str]:
+    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for point in sorted(comparison.points, key=lambda point: -(point.keep_ratio or 0)):
+        if not point.reachable:
+            what = share(point.keep_ratio) if point.keep_ratio is not None else "any ratio"
+            reasons[point.method, point.cells[0]["reason"] or "no reason is recorded"].append(what)
+    return [
+        f"Not reachable: {method} at {listed(ratios)}: {reason.rstrip('.')}."
+        for (method, reason), ratios in reasons.items()
+    ]
+
+
+def _troubles(comparison: Comparison) -> list[str]:
+    found = []
+    for point in comparison.points:
+        if errors := sum(cell["errors"] or 0 for cell in point.cells):
+            found.append(f"Errors: {point.title} left {errors:,} questions without an answer.")
+        if empty := point.mean("empty_answers"):
+            found.append(f"Empty answers: {point.title} said nothing to {percent(empty)} of the questions.")
+    return found
