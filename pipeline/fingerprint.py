@@ -7,15 +7,20 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import JobConfig, to_mapping
+from pipeline.config import JobConfig, SweepJobConfig, to_mapping
 
 PACKAGES = ("vitcop-pipeline", "torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
 
-_NO_INFLUENCE = {"model": ("device",), "frames": ("decode_timeout",)}
-"""Settings that say where and for how long, not what."""
+_NO_INFLUENCE = {
+    "model": ("device",),
+    "frames": ("decode_timeout",),
+    "sweep": ("kind", "cost_clips", "cost_rounds", "gallery_clips", "gallery_ratio"),
+}
+"""Settings that say where, for how long, or what is made of the answers; not what is answered."""
+_NO_ANSWERS = ("input", "run")
 
 
-def fingerprint(config: JobConfig, revision: str, extras: pa.Schema) -> dict[str, Any]:
+def fingerprint(config: JobConfig | SweepJobConfig, revision: str, extras: pa.Schema) -> dict[str, Any]:
     """Everything that an answer depends on, as nested plain values.
 
     Args:
@@ -24,8 +29,7 @@ def fingerprint(config: JobConfig, revision: str, extras: pa.Schema) -> dict[str
     """
     settings = to_mapping(config)
     groups: dict[str, Any] = {
-        group: _without(settings[group], _NO_INFLUENCE.get(group, ()))
-        for group in ("model", "frames", "prune", "answer")
+        group: _without(settings[group], _NO_INFLUENCE.get(group, ())) for group in settings if group not in _NO_ANSWERS
     }
     groups["model"]["revision"] = revision
     groups["frames"]["num_frames"] = config.frames.uniform_frames

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 import time
@@ -110,6 +111,11 @@ def engine_config(run: RunConfig, decode_timeout: float) -> EngineConfig:
         decode_ahead=run.decode_ahead,
         decode_timeout=decode_timeout,
     )
+
+
+def single_worker(config: EngineConfig) -> EngineConfig:
+    """The same with one worker and nothing decoded beside it, for measurements."""
+    return dataclasses.replace(config, workers=1, decode_ahead=0)
 
 
 def run_recorded(

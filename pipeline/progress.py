@@ -17,6 +17,7 @@ class Progress:
         total: rows of the whole job.
         initial: rows that an earlier run has done.
         interval: seconds between lines where `stream` is no terminal.
+        unit: what is counted, in the singular.
         clock: seconds that only grow.
     """
 
@@ -26,14 +27,15 @@ class Progress:
         *,
         initial: int = 0,
         interval: float = 5.0,
+        unit: str = "row",
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total, self.initial, self.done, self.errors = total, initial, initial, 0
-        self.interval, self.stream, self.clock = interval, stream, clock
+        self.interval, self.unit, self.stream, self.clock = interval, unit, stream, clock
         self.started = self.spoke = clock()
         self.timed_from: tuple[float, int] | None = None
-        self.bar = tqdm(total=total, initial=initial, unit="row", file=stream) if stream.isatty() else None
+        self.bar = tqdm(total=total, initial=initial, unit=unit, file=stream) if stream.isatty() else None
 
     def add(self, rows: int, errors: int) -> None:
         """Counts rows that have just been done, `errors` of them with an error."""
@@ -67,14 +69,15 @@ class Progress:
         """`[00:35] 120/400 rows (30 %), 3.4 rows/s, ETA 01:22, 2 errors`."""
         elapsed = _clock_time(self.clock() - self.started)
         share = 100 * self.done // max(1, self.total)
-        text = f"[{elapsed}] {self.done}/{self.total} rows ({share} %)"
+        text = f"[{elapsed}] {self.done}/{self.total} {self.unit}s ({share} %)"
         if self.timed_from is None:
             return f"{text}, no answers yet"
         began, done_then = self.timed_from
         if self.done == done_then:
             return f"{text}, {self.errors} errors"
         rate = (self.done - done_then) / max(self.clock() - began, 1e-9)
-        return f"{text}, {rate:.2g} rows/s, ETA {_clock_time((self.total - self.done) / rate)}, {self.errors} errors"
+        left = _clock_time((self.total - self.done) / rate)
+        return f"{text}, {rate:.2g} {self.unit}s/s, ETA {left}, {self.errors} errors"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pipeline.config import FrameConfig
 from pipeline.errors import RowError
 from pipeline.manifest import Clip
 from pipeline.sampling import Sampling
-from pipeline.video import DecodedVideo, Size, VideoError, decode
+from pipeline.video import DecodedVideo, Size, VideoError, decode_each
 
 if TYPE_CHECKING:  # torch stays out of the processes that decode
     from pipeline.answers import Answer
@@ -30,20 +30,34 @@ def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None) -> TimedVide
     Raises:
         RowError: `video_...`, the video can't be used.
     """
+    (video,) = decode_ways(clip, [frames], size)
+    return video
+
+
+def decode_ways(clip: Clip, ways: Sequence[FrameConfig], size: Size | None) -> list[TimedVideo]:
+    """The frames of a clip as each of several settings with one decoder asks for them, from one pass over the file.
+
+    Raises:
+        RowError: `video_...`, the video can't be used in one of these ways.
+    """
     began = time.perf_counter()
-    sampling = Sampling(
-        num_frames=frames.uniform_frames,
-        fps=frames.fps,
-        max_frames=frames.max_frames,
-        min_frames=frames.min_frames,
-        start=clip.start,
-        end=clip.end,
-    )
+    samplings = [
+        Sampling(
+            num_frames=frames.uniform_frames,
+            fps=frames.fps,
+            max_frames=frames.max_frames,
+            min_frames=frames.min_frames,
+            start=clip.start,
+            end=clip.end,
+        )
+        for frames in ways
+    ]
     try:
-        video = decode(clip.path, sampling, size, frames.decoder)
+        videos = decode_each(clip.path, samplings, size, ways[0].decoder)
     except VideoError as error:
         raise RowError(f"video_{error.kind}", error.message) from error
-    return TimedVideo(video, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return [TimedVideo(video, seconds) for video in videos]
 
 
 def answer_columns(timed: TimedVideo, answers: Sequence["Answer"]) -> list[dict[str, Any]]:

@@ -131,6 +131,7 @@ CELL_SCHEMA = pa.schema(
         "seconds_vision": pa.float64(),
         "seconds_selection": pa.float64(),
         "seconds_prefill": pa.float64(),
+        "seconds_generate": pa.float64(),
         "seconds_per_token": pa.float64(),
         "seconds_total": pa.float64(),
         "videos_per_second": pa.float64(),

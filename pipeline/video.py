@@ -23,7 +23,16 @@ from pipeline.decoders import DecordError, Pictures, read_with_decord, read_with
 from pipeline.framesize import ShapeError
 from pipeline.sampling import Sampling, sample_indices
 
-__all__ = ["DecodedVideo", "Sampling", "VideoError", "VideoInfo", "decode", "probe", "sample_indices"]
+__all__ = [
+    "DecodedVideo",
+    "Sampling",
+    "VideoError",
+    "VideoInfo",
+    "decode",
+    "decode_each",
+    "probe",
+    "sample_indices",
+]
 
 Decoder = Literal["auto", "decord", "pyav"]
 Size = tuple[int, int] | Callable[[int, int, int], tuple[int, int]]
@@ -87,10 +96,34 @@ def decode(
     Raises:
         VideoError: the file cannot be used, or fewer than `sampling.min_frames` of its frames are whole.
     """
+    (video,) = decode_each(path, [sampling], size, decoder)
+    return video
+
+
+def decode_each(
+    path: str | os.PathLike[str],
+    samplings: Sequence[Sampling],
+    size: Size | None = None,
+    decoder: Decoder = "auto",
+) -> list[DecodedVideo]:
+    """As `decode`, for several samplings of one file; frames of the same size are read once for all of them.
+
+    Raises:
+        VideoError: as `decode`, for any of the samplings.
+    """
     info = probe(path)
-    indices, requested = sample_indices(info, sampling)
-    height, width = _resolve(size, info, len(indices))
-    pictures, used = _read(info, indices, height, width, decoder)
+    wanted = [(sampling, *sample_indices(info, sampling)) for sampling in samplings]
+    sizes = [_resolve(size, info, len(indices)) for _, indices, _ in wanted]
+    read = {}
+    for shape in set(sizes):
+        chosen = [indices for (_, indices, _), its_size in zip(wanted, sizes, strict=True) if its_size == shape]
+        read[shape] = _read(info, np.unique(np.concatenate(chosen)), *shape, decoder)
+    return [_sampled(info, *each, *read[shape]) for each, shape in zip(wanted, sizes, strict=True)]
+
+
+def _sampled(
+    info: VideoInfo, sampling: Sampling, indices: np.ndarray, requested: int, pictures: Pictures, used: str
+) -> DecodedVideo:
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
         raise VideoError(
