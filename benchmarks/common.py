@@ -8,12 +8,15 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
+
+Measured = TypeVar("Measured")
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -58,7 +61,23 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def alternate(runs: Mapping[str, Callable[[], float]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+class Phases:
+    """Adds up seconds by phase: a clock for `prune`, which calls it when a phase ends."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        synchronize(device)
+        self._last = time.perf_counter()
+
+    def __call__(self, phase: str) -> None:
+        synchronize(self.device)
+        now = time.perf_counter()
+        self.seconds[phase] += now - self._last
+        self._last = now
+
+
+def alternate(runs: Mapping[str, Callable[[], Measured]], repeats: int, warm_up: int = 1) -> dict[str, list[Measured]]:
     """Measure several variants in turn, A B A B, so that a machine that slows down slows all of them.
 
     Args:
@@ -67,15 +86,17 @@ def alternate(runs: Mapping[str, Callable[[], float]], repeats: int, warm_up: in
     for _ in range(warm_up):
         for run in runs.values():
             run()
-    measured: dict[str, list[float]] = {name: [] for name in runs}
+    measured: dict[str, list[Measured]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             measured[name].append(run())
     return measured
 
 
-def medians(measured: Mapping[str, list[float]]) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in measured.items()}
+def medians(measured: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Median of each phase over runs."""
+    phases = {phase for run in measured for phase in run}
+    return {phase: statistics.median(run.get(phase, 0.0) for run in measured) for phase in sorted(phases)}
 
 
 def publish(name: str, result: dict[str, Any], save: bool) -> None:

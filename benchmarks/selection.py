@@ -9,6 +9,7 @@ frame as one matrix. All must come to the same tokens, or nothing is reported.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import alternate, machine, medians, publish, seconds
+from benchmarks.common import alternate, machine, publish, seconds
 from vitcop import ViTCoP
 from vitcop.budget import Geometry, Plan
 from vitcop.selection import Selection, apply_selection
@@ -231,16 +232,12 @@ def compare(clip: Clip, keep_ratio: float, repeats: int, device: torch.device) -
     ours = select(method, plan, there)
     for neighbours in (pairs, frames):
         check_same(ours, select_plainly(method, plan, clip, neighbours))
-    times = medians(
-        alternate(
-            {
-                "vitcop": lambda: seconds(lambda: select(method, plan, there), device),
-                "plain, pairs": lambda: seconds(lambda: select_plainly(method, plan, clip, pairs), host),
-                "plain, frames": lambda: seconds(lambda: select_plainly(method, plan, clip, frames), host),
-            },
-            repeats,
-        )
-    )
+    runs = {
+        "vitcop": lambda: seconds(lambda: select(method, plan, there), device),
+        "plain, pairs": lambda: seconds(lambda: select_plainly(method, plan, clip, pairs), host),
+        "plain, frames": lambda: seconds(lambda: select_plainly(method, plan, clip, frames), host),
+    }
+    times = {name: statistics.median(values) for name, values in alternate(runs, repeats).items()}
     ratios = {name: value / times["vitcop"] for name, value in times.items() if name != "vitcop"}
     return {"keep_ratio": keep_ratio, "stages": plan.stages(), "seconds": times, "ratio": ratios}
 

@@ -1,0 +1,142 @@
+"""Full against pruned on models of real shapes with random weights: `python -m benchmarks.prefill`.
+
+Seconds for vision, selection, prefill and a decoded token, and peak memory; beside each gain the one that the
+multiply-accumulates allow. Full is the same model inside `prune` at retention 1, which changes nothing. The variants
+take turns, and figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.common import Phases, alternate, machine, medians, publish
+from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
+from benchmarks.tracking import peak_memory
+from vitcop import PrefillRecord, ViTCoP, prune
+
+GOALS = {"selection share of the unpruned prefill": 0.02, "prefill gain / allowed": {"cpu": 0.8, "cuda": 0.9}}
+FULL = 1.0
+
+
+def run_once(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], keep_ratio: float, tokens: int, frame_chunk: int
+) -> tuple[dict[str, float], PrefillRecord]:
+    """Seconds by phase of one prefill and `tokens` decoded tokens, and what the prefill did."""
+    method = ViTCoP(retention_ratio=keep_ratio)
+    clock = Phases(model.device)
+    with torch.inference_mode(), prune(model, method, frame_chunk=frame_chunk, clock=clock) as stats:
+        output = model(**inputs, logits_to_keep=1, use_cache=True)
+        for _ in range(tokens):
+            token = output.logits[:, -1:].argmax(dim=-1)
+            output = model(input_ids=token, past_key_values=output.past_key_values)
+    seconds = dict(clock.seconds)
+    seconds["decode per token"] = seconds.pop("step", 0.0) / max(1, tokens)
+    seconds["to the first token"] = sum(seconds.get(phase, 0.0) for phase in ("vision", "selection", "prefill"))
+    assert stats.last is not None
+    return seconds, stats.last
+
+
+def compare(options: argparse.Namespace, shape: str) -> dict[str, Any]:
+    """All variants of one shape."""
+    model = build_model(shape, options.device, getattr(torch, options.dtype), options.attention)
+    inputs = make_inputs(model, options.frames)
+    runs = {
+        ratio: partial(run_once, model, inputs, ratio, options.tokens, options.frame_chunk)
+        for ratio in (FULL, *options.keep_ratios)
+    }
+    measured = alternate(runs, options.repeats)
+    seconds = {ratio: medians([run for run, _ in measured[ratio]]) for ratio in runs}
+    records = {ratio: measured[ratio][0][1] for ratio in runs}
+    peaks = {ratio: peak_memory(run, model, options.device) for ratio, run in runs.items()}
+    full = describe(seconds[FULL], records[FULL], peaks[FULL].bytes)
+    pruned = [
+        {
+            "keep_ratio": ratio,
+            **describe(seconds[ratio], records[ratio], peaks[ratio].bytes),
+            **gains(seconds[FULL], records[FULL], seconds[ratio], records[ratio]),
+        }
+        for ratio in options.keep_ratios
+    ]
+    return {
+        "shape": {
+            "name": shape,
+            "frames": options.frames,
+            "tokens": records[FULL].visual_tokens,
+            **shape_numbers(model),
+        },
+        "full": full,
+        "pruned": pruned,
+    }
+
+
+def describe(seconds: Mapping[str, float], record: PrefillRecord, peak: int) -> dict[str, Any]:
+    """One variant's figures."""
+    return {
+        "seconds": {phase: round(value, 6) for phase, value in seconds.items()},
+        "peak_bytes": peak,
+        "kv_bytes": record.kv_bytes,
+        "stages": record.stages,
+        "macs": {"vision": record.macs_vision, "language": record.macs_language},
+    }
+
+
+def gains(
+    full: Mapping[str, float], full_record: PrefillRecord, pruned: Mapping[str, float], record: PrefillRecord
+) -> dict[str, Any]:
+    """How much faster the pruned model is, and how much faster its multiply-accumulates allow it to be.
+
+    Selection counts as part of the pruned prefill. Scores that are taken inside the vision tower are in its time.
+    """
+    work = {"prefill": ("selection", "prefill"), "to the first token": ("to the first token",)}
+    allowed = {
+        "prefill": full_record.macs_language / record.macs_language,
+        "to the first token": (full_record.macs_vision + full_record.macs_language)
+        / (record.macs_vision + record.macs_language),
+    }
+    measured = {name: full[name] / sum(pruned[phase] for phase in phases) for name, phases in work.items()}
+    return {
+        "gain": {
+            name: {"measured": value, "allowed": allowed[name], "measured / allowed": value / allowed[name]}
+            for name, value in measured.items()
+        },
+        "decode gain": full["decode per token"] / pruned["decode per token"] if pruned["decode per token"] else None,
+        "selection share of the unpruned prefill": pruned["selection"] / full["prefill"],
+        "vision time against unpruned": pruned["vision"] / full["vision"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", default=["embedded"])
+    parser.add_argument("--frames", type=int, default=32)
+    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1])
+    parser.add_argument("--tokens", type=int, default=8, help="tokens decoded after the prefill")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--frame-chunk", type=int, default=16)
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--save", action="store_true", help="keep the results under benchmarks/results/")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for shape in options.shapes:
+        result = {
+            "benchmark": "prefill",
+            "machine": machine(options.device),
+            "settings": {"dtype": options.dtype, "attention": options.attention, "repeats": options.repeats},
+            "goals": GOALS,
+            **compare(options, shape),
+        }
+        publish(f"prefill-{shape}", result, options.save)
+
+
+if __name__ == "__main__":
+    main()
