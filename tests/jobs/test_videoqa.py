@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from jobs import videoqa
+from pipeline import job
 from pipeline.embedded.demo import write_dataset
-from pipeline.engine import ClipResult, Engine
-from pipeline.manifest import Clip, load_manifest
+from pipeline.engine import ClipResult, ClipT, Engine
+from pipeline.manifest import load_manifest
 from tests.jobs.runs import ROOT, read_rows, read_run, stamps, write_manifest
 
 pytestmark = pytest.mark.slow
@@ -118,10 +119,10 @@ class TestInOneRay:
     def test_killed_worker_costs_no_row(
         self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        class KillingEngine(Engine[Clip]):
+        class KillingEngine(Engine[ClipT]):
             """Kills the first worker once it has answered a clip."""
 
-            def run(self, *arguments: Any) -> Iterator[ClipResult[Clip]]:
+            def run(self, *arguments: Any) -> Iterator[ClipResult[ClipT]]:
                 for number, result in enumerate(super().run(*arguments)):
                     if number == 0:
                         import ray
@@ -129,7 +130,7 @@ class TestInOneRay:
                         ray.kill(self._hands[0].actor)
                     yield result
 
-        monkeypatch.setattr(videoqa, "Engine", KillingEngine)
+        monkeypatch.setattr(job, "Engine", KillingEngine)
         assert run(dataset, tmp_path / "out") == 0
         rows = read_rows(tmp_path / "out")
         assert len(rows) == len(load_manifest(str(dataset)).rows)
@@ -172,7 +173,7 @@ def test_wrong_settings_end_with_1_before_anything_starts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(videoqa, "DEMO_CLIPS", 1)
-    monkeypatch.setattr(videoqa, "answer_all", lambda *_: pytest.fail("the job has begun"))
+    monkeypatch.setattr(job, "answer_all", lambda *_: pytest.fail("the job has begun"))
     write_manifest(tmp_path / "m.jsonl", [{"video": "a", "question": "q"}])
     assert videoqa.main(arguments) == 1
     assert f"error: {message}" in capsys.readouterr().err
@@ -206,7 +207,7 @@ def test_interrupted_job_goes_on_where_it_was(
     if number == signal.SIGKILL:
         assert read_run(output)["state"] == "running"
     else:
-        assert driver.returncode == videoqa.INTERRUPTED, messages
+        assert driver.returncode == job.INTERRUPTED, messages
         assert (read_run(output)["state"], read_run(output)["summary"]["rows"]) == ("interrupted", finished)
         assert f"interrupted ({number.name})" in messages
     assert run(dataset, output, "--shard-size", "5") == 0
