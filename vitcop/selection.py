@@ -10,6 +10,9 @@ from torch import Tensor
 
 MergeRule = Literal["authors", "mean"]
 
+ROWS = 4096
+"""Tokens that are merged at a time, so that no float32 copy of all of them exists."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -56,7 +59,8 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
     count.scatter_add_(1, slot, torch.ones_like(slot, dtype=torch.float32))
     row = slot + torch.arange(batch, device=slot.device)[:, None] * (slots + 1)
     total = torch.zeros(batch * (slots + 1), dim, dtype=torch.float32, device=kept.device)
-    total.index_add_(0, row.flatten(), tokens.flatten(0, 1).float())
+    for rows, part in zip(row.flatten().split(ROWS), tokens.flatten(0, 1).split(ROWS), strict=True):
+        total.index_add_(0, rows, part.float())
     total, count = total.unflatten(0, (batch, -1))[:, :slots], count[:, :slots, None]
     mean = total.div_(count.clamp(min=1))  # zero where nothing merges
     merged = mean.add_(kept) if rule == "authors" else torch.where(count > 0, mean, kept.float())
