@@ -1,0 +1,128 @@
+"""The sweep from manifest to report, and what it takes to add a method."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jobs import sweep
+from pipeline.config import SweepConfig, SweepJobConfig
+from pipeline.embedded.demo import write_dataset
+from pipeline.manifest import group_clips, load_manifest
+from pipeline.sweep_worker import SweepAnswerer, SweepMeasurer, merge_costs
+from tests.jobs.runs import stamps
+from vitcop.budget import Geometry, Plan, single_stage
+from vitcop.methods import METHODS, Method
+from vitcop.selection import Selection
+from vitcop.tokens import VisualTokens
+
+METHODS_ASKED = ("vitcop", "random", "fastv", "text_only")
+OPTIONS = ["--keep-ratios", "0.25", "0.05", "--seeds", "2", "--cost-clips", "1", "--cost-rounds", "1"]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of two rendered videos with three questions each."""
+    return write_dataset(tmp_path_factory.mktemp("dataset"), 2, questions_per_clip=3)
+
+
+def run(manifest: Path, output: Path, *arguments: str) -> int:
+    return sweep.main(["--manifest", str(manifest), "--output", str(output), "--methods", *METHODS_ASKED, *arguments])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_answers_every_question_in_every_cell_and_reports(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(dataset, tmp_path, *OPTIONS) == 0
+    names = {"none", "vitcop-0.25", "vitcop-0.05", "fastv-0.25", "fastv-0.05", "text_only"}
+    names |= {f"random-{ratio}-s{seed}" for ratio in (0.25, 0.05) for seed in (0, 1)}
+    rows = [row for part in (tmp_path / "answers").glob("part-*.parquet") for row in pq.read_table(part).to_pylist()]
+    assert Counter(row["cell"] for row in rows) == dict.fromkeys(names, 6)
+    assert len({(row["sample_id"], row["cell"]) for row in rows}) == len(rows)
+
+    cells = {row["cell"]: row for row in pq.read_table(tmp_path / "cells.parquet").to_pylist()}
+    assert set(cells) == names
+    assert not cells["fastv-0.05"]["reachable"] and "0.05" in cells["fastv-0.05"]["reason"]
+    for name, cell in cells.items():
+        if cell["reachable"]:
+            assert cell["n"] == 6 and cell["accuracy"] is not None and dict(cell["kind_n"])
+            assert cell["seconds_total"] > 0 and cell["flops_total"] > 0 and cell["speedup_allowed"] > 0, name
+    assert cells["vitcop-0.25"]["retention_mean"] == pytest.approx(0.25, abs=0.005)
+    assert cells["none"]["retention_mean"] == 1 and cells["text_only"]["retention_mean"] == 0
+    assert (
+        cells["vitcop-0.05"]["macs_language"] < cells["vitcop-0.25"]["macs_language"] < cells["none"]["macs_language"]
+    )
+    assert cells["random-0.25-s0"]["baseline"] and not cells["vitcop-0.25"]["baseline"]
+
+    clip, *_ = json.loads((tmp_path / "gallery.json").read_text())
+    with np.load(tmp_path / clip["file"]) as arrays:
+        assert len(arrays["frames"]) == clip["token_frames"] == 8
+        shown = {entry["cell"]: entry for entry in clip["cells"]}
+        assert len(arrays[shown["vitcop-0.05"]["stages"]["deep"]]) < len(
+            arrays[shown["vitcop-0.05"]["stages"]["vision"]]
+        )
+    assert (tmp_path / "report.html").stat().st_size > 10_000 and (tmp_path / "report.md").exists()
+    assert "vitcop-0.25" in capsys.readouterr().out
+
+    before = stamps(tmp_path / "answers")
+    assert run(dataset, tmp_path, *OPTIONS) == 0
+    assert stamps(tmp_path / "answers") == before, "a finished sweep answers nothing again"
+    assert run(dataset, tmp_path, "--keep-ratios", "0.5") == 1
+    assert "sweep.keep_ratios" in capsys.readouterr().err
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokens(Method):
+    """A method as a user would add it: keeps the first tokens."""
+
+    name: ClassVar[str] = "first_tokens"
+
+    def plan(self, geometry: Geometry) -> Plan:
+        return single_stage(geometry, self.retention_ratio)
+
+    def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        return Selection(keep=torch.arange(plan.entering).expand(len(tokens.features), -1))
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(METHODS, FirstTokens.name, FirstTokens)
+    return FirstTokens.name
+
+
+def test_a_registered_method_runs_through_the_sweep(dataset: Path, added: str) -> None:
+    settings = SweepConfig(methods=(added,), keep_ratios=(0.25,), cost_rounds=1)
+    config = SweepJobConfig(sweep=settings)
+    (clip, *_) = group_clips(load_manifest(str(dataset)).rows)
+    answerer = SweepAnswerer(config, True, 1)
+    full, ours = answerer.answer(clip, answerer.decode(clip))
+    assert [row["cell"] for row in ours] == [f"{added}-0.25"] * len(clip.rows)
+    assert all(row["status"] == "ok" and row["visual_tokens_kept"] == 72 for row in ours)
+    assert all(row["visual_tokens_kept"] == row["visual_tokens_full"] == 288 for row in full)
+
+    measurer = SweepMeasurer(config, False, 1)
+    measured = measurer.answer(clip, measurer.decode(clip))
+    assert np.array_equal(measured.gallery[f"{added}-0.25"]["stages"]["vision"], np.arange(72))
+    costs: Any = merge_costs([measured, measured])
+    assert costs[f"{added}-0.25"]["cost_runs"] == 2
+
+
+def test_frame_counts_share_one_decoding(dataset: Path) -> None:
+    config = SweepJobConfig(sweep=SweepConfig(methods=("vitcop",), keep_ratios=(0.25,), frame_counts=(4, 8)))
+    (clip, *_) = group_clips(load_manifest(str(dataset)).rows)
+    answerer = SweepAnswerer(config, True, 1)
+    answers = answerer.answer(clip, answerer.decode(clip))
+    assert [(rows[0]["cell"], rows[0]["num_frames"]) for rows in answers] == [
+        ("none-4f", 4),
+        ("none-8f", 8),
+        ("vitcop-0.25-4f", 4),
+        ("vitcop-0.25-8f", 8),
+    ]
