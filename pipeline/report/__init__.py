@@ -22,7 +22,7 @@ def write_report(folder: Path) -> Path:
         draw(
             comparison,
             folder / "plots",
-            chosen=sweep.setting("sweep", "gallery_ratio"),
+            chosen=sweep.chosen_ratio,
             suffix=f"-{comparison.num_frames}f" if several else "",
         )
         for comparison in sweep.comparisons

@@ -19,6 +19,8 @@ from pipeline.sweep import FULL, RANDOM
 
 SUBJECT = "vitcop"
 SUBJECT_TITLE = "ViTCoP"
+CHOSEN_RATIO = 0.1
+"""What bars and heat maps show unless the run says otherwise."""
 BASELINES, BEFORE, INSIDE, HYBRID = "baselines", "before the model", "inside the model", "before and inside"
 GROUPS = (BASELINES, BEFORE, INSIDE, HYBRID)
 
@@ -87,7 +89,10 @@ class Comparison:
 
     @property
     def cells(self) -> list[Record]:
-        return [cell for point in self.points for cell in point.cells]
+        """All cells: those without a keep ratio, then by method in the order of `methods`, largest ratio first."""
+        order = {method: number for number, method in enumerate(self.methods, 1)}
+        points = sorted(self.points, key=lambda point: (order.get(point.method, 0), -(point.keep_ratio or 0)))
+        return [cell for point in points for cell in point.cells]
 
     @cached_property
     def full(self) -> Point | None:
@@ -124,6 +129,10 @@ class Comparison:
             if point.keep_ratio == ratio
         ]
 
+    def nearest(self, wanted: float) -> float:
+        """The keep ratio nearest to the wanted one."""
+        return min(self.ratios, key=lambda ratio: abs(ratio - wanted))
+
     def group(self, method: str) -> str:
         """Where a method prunes, read from the tokens its layers saw."""
         mine = [point for point in self.points if point.method == method]
@@ -148,6 +157,11 @@ class Sweep:
     comparisons: tuple[Comparison, ...]
     correct: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
     clips: int | None = None
+
+    @property
+    def chosen_ratio(self) -> float:
+        """The keep ratio that bars and heat maps show; comparisons may have only one near it."""
+        return self.setting("sweep", "gallery_ratio") or CHOSEN_RATIO
 
     def setting(self, *path: str) -> Any:
         """A setting of the run, None when it is not recorded."""

@@ -102,6 +102,8 @@ def headline(sweep: Sweep, comparison: Comparison) -> list[str]:
         *_against_random(table),
         *_against_best(table),
         *_against_full(table),
+        *_against_all(sweep, comparison),
+        *_kinds(comparison, sweep.chosen_ratio),
         *_speed(comparison),
     ]
 
@@ -171,6 +173,43 @@ def _lost(places: Sequence[str]) -> str:
 def _against_full(table: Sequence[Standing]) -> list[str]:
     duels = [standing.full for standing in table if standing.full]
     return [f"Against all tokens, {_outcomes(duels)}."] if duels else []
+
+
+def duels(sweep: Sweep, comparison: Comparison) -> dict[tuple[str, float], Duel]:
+    """ViTCoP against every other method at every keep ratio that both reached, by method and ratio."""
+    found = {}
+    for point in comparison.of(SUBJECT):
+        for rival in rivals(comparison, point.keep_ratio or 0):
+            if each := duel(sweep, point, rival):
+                found[rival.method, point.keep_ratio or 0] = each
+    return found
+
+
+def _against_all(sweep: Sweep, comparison: Comparison) -> list[str]:
+    outcomes = [each.outcome for each in duels(sweep, comparison).values()]
+    if not outcomes or UNTESTED in outcomes:
+        return []
+    wins, ties, losses = (outcomes.count(outcome) for outcome in (WIN, TIE, LOSS))
+    return [
+        f"Over all {len(outcomes)} pairs of another method and a ratio, {SUBJECT_TITLE} wins {wins}, ties {ties} and "
+        f"loses {losses}."
+    ]
+
+
+def _kinds(comparison: Comparison, wanted: float) -> list[str]:
+    """On which kinds of question pruning costs most and least."""
+    mine = comparison.at(comparison.nearest(wanted), SUBJECT) if comparison.ratios else []
+    full = comparison.full.kinds() if comparison.full else {}
+    changes = (
+        {kind: accuracy - full[kind] for kind, accuracy in mine[0].kinds().items() if kind in full} if mine else {}
+    )
+    if len(changes) < 2:
+        return []
+    worst, best = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
+    return [
+        f"Keeping {share(mine[0].keep_ratio or 0)}, {SUBJECT_TITLE} is furthest behind all tokens on questions of the "
+        f"kind {worst} ({gain(changes[worst])} points) and least on {best} ({gain(changes[best])})."
+    ]
 
 
 def _speed(comparison: Comparison) -> list[str]:

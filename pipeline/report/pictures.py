@@ -12,8 +12,8 @@ from pipeline.report.data import Comparison
 from pipeline.report.plots import accuracy_plots, kind_plot, memory_plot, pareto_plot, speedup_plot, stage_plot
 from pipeline.report.style import SETTINGS, Plot
 
-CHOSEN_RATIO = 0.1
 USUAL_RATIO = 0.25
+"""Where most published comparisons are made."""
 
 PlotAtRatio = Callable[[Comparison, float, Path, str], Plot | None]
 
@@ -34,14 +34,14 @@ class Pictures:
         return [*self.accuracy, *self.speed, *by_ratio]
 
 
-def draw(comparison: Comparison, folder: Path, chosen: float | None = None, suffix: str = "") -> Pictures:
+def draw(comparison: Comparison, folder: Path, chosen: float, suffix: str = "") -> Pictures:
     """Draws all plots, and writes their PNGs to the folder.
 
     Args:
         chosen: the keep ratio of bars and heat maps, or the nearest one there is.
         suffix: of file names, where there are several comparisons.
     """
-    ratios = shown_ratios(comparison, chosen or CHOSEN_RATIO)
+    ratios = shown_ratios(comparison, chosen)
 
     def at_ratios(draw_one: PlotAtRatio) -> dict[float, Plot]:
         plots = ((ratio, draw_one(comparison, ratio, folder, suffix)) for ratio in ratios)
@@ -59,8 +59,8 @@ def draw(comparison: Comparison, folder: Path, chosen: float | None = None, suff
 
 
 def shown_ratios(comparison: Comparison, chosen: float) -> list[float]:
-    """The ratio nearest to the chosen one, the one nearest to what is usual in the field, and the smallest."""
+    """The ratio nearest to the chosen one, the one nearest to the usual one, and the smallest."""
     if not comparison.ratios:
         return []
     wanted = (chosen, USUAL_RATIO, min(comparison.ratios))
-    return list(dict.fromkeys(min(comparison.ratios, key=lambda ratio: abs(ratio - target)) for target in wanted))
+    return list(dict.fromkeys(map(comparison.nearest, wanted)))

@@ -24,22 +24,26 @@ def accuracy_plots(comparison: Comparison, folder: Path, suffix: str = "") -> li
     if limits is None:
         return []
     look = looks(comparison)
+    curves = {
+        method: [point for point in comparison.of(method) if point.mean("accuracy") is not None]
+        for method in comparison.methods
+    }
+    curves = {method: points for method, points in curves.items() if points}
     plots = []
-    for number, group in enumerate(GROUPS):
-        methods = [name for name in comparison.methods if comparison.group(name) == group and comparison.of(name)]
-        if not set(methods) - {SUBJECT}:
+    for number, group in enumerate(GROUPS, 1):
+        mine = [method for method in curves if comparison.group(method) == group]
+        if not set(mine) - {SUBJECT}:
             continue
-        drawn = list(dict.fromkeys([*methods, *(name for name in (RANDOM, SUBJECT) if comparison.of(name))]))
+        shown = [*mine, *(method for method in (RANDOM, SUBJECT) if method in curves and method not in mine)]
         figure, (axes,) = new_figure(5.6, 4.2)
         axes.set_ylim(limits)
         _references(axes, comparison)
-        for index, method in enumerate(drawn):
-            _curve(axes, comparison.of(method), look[method], dodge=1 + 0.012 * (index - len(drawn) / 2))
+        for index, method in enumerate(shown):
+            _curve(axes, curves[method], look[method], dodge=1 + 0.012 * (index - len(shown) / 2))
         _ratio_axis(axes, comparison.ratios)
         axes.set_ylabel("accuracy, %")
-        _end_labels(axes, [comparison.of(method)[-1] for method in drawn], look)
-        title = f"{group[0].upper()}{group[1:]}"
-        plots.append(save(figure, folder, f"accuracy-{number + 1}{suffix}", title))
+        _end_labels(axes, [curves[method][-1] for method in shown], look)
+        plots.append(save(figure, folder, f"accuracy-{number}{suffix}", group[0].upper() + group[1:]))
     return plots
 
 
@@ -112,7 +116,7 @@ def stage_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str =
     _rows(axes, points)
     axes.set_xlabel("milliseconds a clip with one question (medians)")
     figure.legend(loc="outside upper center", ncols=len(STAGE_COLOURS))
-    return save(figure, folder, f"stages-{ratio:g}{suffix}", f"Seconds by stage, keeping {share(ratio)}")
+    return save(figure, folder, f"stages-{ratio:g}{suffix}", f"Time by stage, keeping {share(ratio)}")
 
 
 def memory_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str = "") -> Plot | None:
@@ -224,10 +228,9 @@ def _references(axes: Axes, comparison: Comparison) -> None:
 
 def _curve(axes: Axes, points: Sequence[Point], look: Look, dodge: float) -> None:
     """One method; its interval is the mean of those of its seeds."""
-    shown = [point for point in points if point.mean("accuracy") is not None]
-    x = np.array([_realised(point) for point in shown]) * dodge
+    x = np.array([_realised(point) for point in points]) * dodge
     middle, low, high = (
-        100 * np.array([point.mean(column) for point in shown], dtype=float)
+        100 * np.array([point.mean(column) for point in points], dtype=float)
         for column in ("accuracy", "accuracy_low", "accuracy_high")
     )
     line, _, (bars,) = axes.errorbar(
@@ -259,7 +262,7 @@ def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
 
 def _end_labels(axes: Axes, ends: Sequence[Point], look: dict[str, Look]) -> None:
     """Names beside the last points, pushed apart; a curve that stops earlier is named where it stops."""
-    scored = [(end, 100 * accuracy) for end in ends if (accuracy := end.mean("accuracy")) is not None]
+    scored = [(end, 100 * (end.mean("accuracy") or 0)) for end in ends]
     last = min(end.keep_ratio or 0 for end, _ in scored)
     early = [(end, _realised(end), accuracy) for end, accuracy in scored if (end.keep_ratio or 0) > last]
     _label_points(axes, early, look, offset=(5, -10))

@@ -112,7 +112,9 @@ def save(figure: Figure, folder: Path, name: str, title: str) -> Plot:
     svg = svg[svg.index("<svg") :]
     svg = svg.replace(INK, "currentColor")
     svg = re.sub(r'id="method:([^"|]*)\|([^"]*)">', r'data-method="\1"><title>\2</title>', svg)
-    svg = re.sub(r'width="([\d.]+)pt" height="[\d.]+pt"', r'style="max-width: \1pt"', svg, count=1)
+    width = 72 * figure.get_figwidth()
+    style = f'style="max-width: {width:.0f}pt; min-width: {0.7 * width:.0f}pt"'
+    svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', style, svg, count=1)
     # Ids have to be the page's own, so each figure gets a prefix.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}.", svg)
     return Plot(name, title, svg)
@@ -123,7 +125,7 @@ def gid(point: Point) -> str:
     return f"method:{point.method}|{point.title}"
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
+def spread(wanted: Sequence[float] | np.ndarray, gap: float, low: float, high: float) -> np.ndarray:
     """Positions as near as may be to the wanted ones, at least `gap` apart, within [low, high] while there is room."""
     order = np.argsort(wanted, kind="stable")
     placed = np.clip(np.asarray(wanted, dtype=float)[order], low, high)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Record, Sweep, is_subject
-from pipeline.report.findings import LOSS, UNTESTED, WIN, Duel, duel, standings
+from pipeline.report.data import SUBJECT_TITLE, Comparison, Record, Sweep
+from pipeline.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
 from pipeline.report.html import Html, element, table
 from pipeline.report.words import chance, gain, mebibytes, percent, share
 from pipeline.sweep import FULL
@@ -59,19 +59,12 @@ def standing_table(sweep: Sweep, comparison: Comparison) -> Html:
 
 def duel_table(sweep: Sweep, comparison: Comparison) -> Html | None:
     """ViTCoP minus every other method at every keep ratio, in points."""
-    mine = {point.keep_ratio: point for point in comparison.of(SUBJECT)}
-    others = [name for name in comparison.methods if not is_subject(name)]
-    if not mine or not others:
-        return None
+    found = duels(sweep, comparison)
     rows = []
-    for method in others:
-        cells = [element("th", method, scope="row")]
-        for ratio in comparison.ratios:
-            found = comparison.at(ratio, method)
-            each = duel(sweep, mine[ratio], found[0]) if found and ratio in mine else None
-            cells.append(_duel_cell(each))
-        rows.append(element("tr", *cells, data_method=method))
-    return table(["minus", *(share(ratio) for ratio in comparison.ratios)], rows, class_="duels")
+    for method in dict.fromkeys(method for method, _ in found):
+        cells = [_duel_cell(found.get((method, ratio))) for ratio in comparison.ratios]
+        rows.append(element("tr", element("th", method, scope="row"), *cells, data_method=method))
+    return table(["minus", *(share(ratio) for ratio in comparison.ratios)], rows) if rows else None
 
 
 def _duel_cell(each: Duel | None) -> Html:

@@ -167,8 +167,20 @@ def test_the_headline_says_what_the_answers_say(tmp_path: Path) -> None:
         "Against all tokens, ViTCoP wins nowhere, ties at 50 % (+0.0), and loses at 10 % (−20.0) and 2 % (−70.0)"
         in text
     )
+    assert "Over all 6 pairs of another method and a ratio, ViTCoP wins 2, ties 2 and loses 2." in text
     places = [(standing.place, standing.field) for standing in standings(sweep, sweep.comparisons[0])]
     assert places == [(1, 3), (2, 3), (2, 3)]
+
+
+def test_kinds_are_compared_with_all_tokens(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "s", skills=SMALL, ratios=(0.5, 0.1), questions=8, gallery=False)
+    kinds = {"none": [0.9, 0.8], "vitcop-0.1": [0.85, 0.5], "vitcop-0.5": [0.1, 0.9]}
+    changes = {
+        cell: {"kind_accuracy": list(zip(("color", "order"), each, strict=True))} for cell, each in kinds.items()
+    }
+    sweep = load_sweep(cells_with(folder, changes))
+    text = "\n".join(headline(sweep, sweep.comparisons[0]))
+    assert "furthest behind all tokens on questions of the kind order (−30.0 points) and least on color (−5.0)" in text
 
 
 def test_the_reader_is_warned(sweep: Sweep, tmp_path: Path) -> None:
