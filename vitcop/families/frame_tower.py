@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -106,21 +105,23 @@ class FrameTower(Family):
         self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
     ) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
+        for first in range(0, geometry.frames, frame_chunk):
+            yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, method)
+
+    def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, method: Method) -> VisualTokens:
         wanted = method.needs_vision_attention or method.needs_vision_keys
         modules = self.queries_and_keys(self._feature_layer()) if wanted else {}
-        for first in range(0, geometry.frames, frame_chunk):
-            chunk = frames[:, first : first + frame_chunk].contiguous()
-            with Capture(**modules) if wanted else nullcontext({}) as captured:
-                tokens = self.project(chunk)
-            yield VisualTokens(
-                features=tokens[:, :, 1:] if self.keeps_cls else tokens,
-                height=geometry.height,
-                width=geometry.width,
-                attention=self._saliency(captured, len(chunk)) if method.needs_vision_attention else None,
-                keys=self._keys(captured, len(chunk)) if method.needs_vision_keys else None,
-                first_frame=first,
-                fixed=tokens[:, :, 0] if self.keeps_cls else None,
-            )
+        with Capture(**modules) as captured:
+            tokens = self.project(frames)
+        return VisualTokens(
+            features=tokens[:, :, 1:] if self.keeps_cls else tokens,
+            height=geometry.height,
+            width=geometry.width,
+            attention=self._saliency(captured, len(frames)) if method.needs_vision_attention else None,
+            keys=self._keys(captured, len(frames)) if method.needs_vision_keys else None,
+            first_frame=first,
+            fixed=tokens[:, :, 0] if self.keeps_cls else None,
+        )
 
     def _saliency(self, captured: Mapping[str, Tensor], batch: int) -> Tensor:
         heads = self.vision.num_attention_heads

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -94,24 +93,28 @@ class QwenVL(Family):
         grid, pixels = self._grid(inputs), self.pixels(inputs)
         assert pixels is not None
         slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))
-        wanted = method.needs_vision_attention or method.needs_vision_keys
-        modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
         step = max(1, frame_chunk // self.vision.temporal_patch_size)
         for first in range(0, geometry.frames, step):
-            chunk = slices[:, first : first + step]
-            chunk_grid = torch.cat((torch.full_like(grid[:, :1], chunk.shape[1]), grid[:, 1:]), dim=1)
-            with Capture(**modules) if wanted else nullcontext({}) as captured:
-                output = self.base.get_video_features(chunk.flatten(0, 2), chunk_grid, return_dict=True)
-            shape = (len(grid), chunk.shape[1], geometry.tokens_per_frame)
-            yield VisualTokens(
-                features=torch.cat(output.pooler_output).unflatten(0, shape),
-                height=geometry.height,
-                width=geometry.width,
-                attention=self._saliency(captured, chunk_grid, shape) if method.needs_vision_attention else None,
-                keys=self._keys(captured, chunk_grid, shape) if method.needs_vision_keys else None,
-                first_frame=first,
-                deepstack=tuple(torch.cat(side).unflatten(0, shape) for side in self._deepstack(output)),
-            )
+            yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, method)
+
+    def _encode_chunk(
+        self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, method: Method
+    ) -> VisualTokens:
+        shape = (*slices.shape[:2], geometry.tokens_per_frame)
+        grid = torch.cat((torch.full_like(grid[:, :1], slices.shape[1]), grid[:, 1:]), dim=1)
+        wanted = method.needs_vision_attention or method.needs_vision_keys
+        modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
+        with Capture(**modules) as captured:
+            output = self.base.get_video_features(slices.flatten(0, 2), grid, return_dict=True)
+        return VisualTokens(
+            features=torch.cat(output.pooler_output).unflatten(0, shape),
+            height=geometry.height,
+            width=geometry.width,
+            attention=self._saliency(captured, grid, shape) if method.needs_vision_attention else None,
+            keys=self._keys(captured, grid, shape) if method.needs_vision_keys else None,
+            first_frame=first,
+            deepstack=tuple(torch.cat(side).unflatten(0, shape) for side in self._deepstack(output)),
+        )
 
     def _deepstack(self, output: Any) -> list[Any]:
         return []
