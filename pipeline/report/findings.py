@@ -115,23 +115,26 @@ def warnings(comparison: Comparison) -> list[str]:
 
 def frames_seen(sweep: Sweep, comparison: Comparison) -> str:
     """Which frames the model saw, in words."""
-    count = comparison.num_frames or sweep.setting("frames", "num_frames")
-    rate = sweep.setting("frames", "fps")
-    if count is None and rate is not None:
-        return f"{rate:g} frames a second"
-    return f"{count} frames" if count is not None else "the default number of frames"
+    frames = sweep.run.get("fingerprint", {}).get("frames", {})
+    count = comparison.num_frames or frames.get("num_frames")
+    if count is not None:
+        return f"{count} frames"
+    return f"{frames['fps']:g} frames a second" if frames.get("fps") else "an unrecorded number of frames"
 
 
 def _what(sweep: Sweep, comparison: Comparison) -> str:
     full = comparison.full
     asked = max((cell["n"] or 0 for cell in comparison.cells), default=0)
     clips = f" about {sweep.clips:,} clips" if sweep.clips else ""
-    ratios = listed([share(ratio) for ratio in comparison.ratios]) if comparison.ratios else "no ratio"
-    text = (
-        f"{sweep.setting('model', 'model') or 'The model'} answered {asked:,} questions{clips}, seeing "
-        f"{frames_seen(sweep, comparison)} of each, with {len(comparison.methods)} pruning methods that each keep "
-        f"{ratios} of the visual tokens (averaged over the language model's layers)."
-    )
+    name = f" {sweep.setting('model', 'model')}" if sweep.setting("model", "model") else ""
+    text = f"The model{name} answered {asked:,} questions{clips}, seeing {frames_seen(sweep, comparison)} of each"
+    if comparison.ratios:
+        text += (
+            f", with {len(comparison.methods)} pruning methods that each keep "
+            f"{listed([share(ratio) for ratio in comparison.ratios])} of the visual tokens (averaged over the language "
+            "model's layers)"
+        )
+    text += "."
     if full is None or full.mean("accuracy") is None:
         return text + " There is no accuracy with all tokens to compare with."
     (cell,) = full.cells
@@ -246,14 +249,15 @@ def _no_ops(comparison: Comparison) -> list[str]:
 
 
 def _unreachable(comparison: Comparison) -> list[str]:
-    reasons: dict[tuple[str, str], list[str]] = defaultdict(list)
+    """A line a method, with the reason at the largest of its ratios."""
+    missed: dict[str, list[Point]] = defaultdict(list)
     for point in sorted(comparison.points, key=lambda point: -(point.keep_ratio or 0)):
         if not point.reachable:
-            what = share(point.keep_ratio) if point.keep_ratio is not None else "any ratio"
-            reasons[point.method, point.cells[0]["reason"] or "no reason is recorded"].append(what)
+            missed[point.method].append(point)
     return [
-        f"Not reachable: {method} at {listed(ratios)}: {reason.rstrip('.')}."
-        for (method, reason), ratios in reasons.items()
+        f"Not reachable: {method} at {listed([share(point.keep_ratio or 0) for point in points])}: "
+        f"{(points[0].cells[0]['reason'] or 'no reason is recorded').rstrip('.')}."
+        for method, points in missed.items()
     ]
 
 

@@ -13,7 +13,7 @@ Reads `gallery.json`, a list of clips::
 
 and of each clip the npz with `frames`, uint8 (T, H, W, 3), and under the keys of the stages int arrays (K,) of the
 tokens that were left after the stage: `t * (h * w) + y * w + x` with t in [0, token_frames). Where a token covers
-several frames (temporal patches), T is `token_frames` times their number, and the first of them is drawn. A cell
+several frames (temporal patches), all but the last do so of equally many, and the first of them is drawn. A cell
 without stages kept all.
 """
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -59,13 +60,14 @@ def _clip(folder: Path, number: int, clip: Mapping[str, Any]) -> Html:
         token_frames = clip.get("token_frames") or len(frames)
         shown = np.unique(np.linspace(0, token_frames - 1, min(token_frames, MOST_FRAMES)).round().astype(int))
         canvas = Canvas(f"clip-{number}", (token_frames, *clip["grid"]), shown)
-        picture = canvas.strip(frames[shown * (len(frames) // token_frames)])
+        step = math.ceil(len(frames) / token_frames)
+        picture = canvas.strip(frames[np.minimum(shown * step, len(frames) - 1)])
         rows = [row for cell in sorted(clip["cells"], key=_order) for row in _cell_rows(cell, arrays, canvas)]
     source = Html(f'<svg class="defs"><defs><image id="{canvas.name}" {picture}/></defs></svg>')
     heads = ("method", "stage", "kept", f"{len(shown)} of {token_frames} frames", "answer")
     header = element("tr", *(element("th", title) for title in heads))
     body = element("table", element("thead", header), element("tbody", *rows), class_="gallery")
-    summary = element("summary", element("b", clip["question"]), " ", element("small", clip["video"]))
+    summary = element("summary", element("b", clip["question"]), " ", element("small", Path(clip["video"]).name))
     return element("details", summary, source, _question(clip), element("div", body, class_="scroll"), open=number == 0)
 
 

@@ -44,15 +44,18 @@ def render_page(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
     return template.substitute(values, title=TITLE, body=join(parts))
 
 
+SETTINGS_SHOWN = ("model", "frames", "sweep", "answer")
+"""Groups of the run's configuration that bear on the results; the others hold paths."""
 ASSETS = {"template": "template.html", "style": "style.css", "script": "script.js"}
 
 
 def _comparison(sweep: Sweep, comparison: Comparison, plots: Pictures, number: int) -> Iterable[Html]:
     lead, *findings = headline(sweep, comparison)
     yield element("p", lead, class_="lead")
-    yield element("ul", *(element("li", text) for text in [*findings, *warnings(comparison)]), class_="findings")
+    yield _list(findings)
     yield standing_table(sweep, comparison)
     yield element("p", RULES, class_="note")
+    yield _list(warnings(comparison))
     yield _chips(comparison)
     yield element("h2", "Accuracy against tokens kept")
     no_accuracy = element("p", "No question has a known answer, so there are no accuracies.")
@@ -95,6 +98,10 @@ GALLERY_NOTE = (
 NO_COSTS = "Costs were not measured in this sweep."
 
 
+def _list(texts: Iterable[str]) -> Html:
+    return element("ul", *(element("li", text) for text in texts), class_="findings")
+
+
 def _chips(comparison: Comparison) -> Html:
     """Buttons that highlight a method, which are the legend of colours and markers too."""
     look = looks(comparison)
@@ -131,14 +138,15 @@ def _tabbed(plots: Mapping[float, Plot], name: str, missing: str) -> Html:
 
 
 def _method_notes(sweep: Sweep) -> Iterable[Html]:
-    yield element("ul", *(element("li", text) for text in measured_how(sweep)), class_="findings")
+    yield _list(measured_how(sweep))
     run = sweep.run
-    facts = {key: run[key] for key in ("state", "started", "ended", "machine", "versions") if run.get(key)}
+    facts = {key: run[key] for key in ("started", "machine", "versions") if run.get(key)}
     if facts:
         yield element("dl", *(part for key, value in facts.items() for part in _fact(key, value)))
-    if config := run.get("config"):
-        text = json.dumps(config, indent=2, ensure_ascii=False)
-        yield element("details", element("summary", "Configuration"), element("pre", text))
+    settings = {group: config for group, config in run.get("config", {}).items() if group in SETTINGS_SHOWN}
+    if settings:
+        text = json.dumps(settings, indent=2, ensure_ascii=False)
+        yield element("details", element("summary", "Settings"), element("pre", text))
 
 
 def _fact(key: str, value: Any) -> tuple[Html, Html]:

@@ -317,16 +317,24 @@ def _label_points(
 
 
 def _name_above(axes: Axes, points: Sequence[Point], places: np.ndarray, look: dict[str, Look]) -> None:
-    """Slanted names in a row above all points, pushed apart, with a thin line down to each."""
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
-    row = high + 0.05 * (high - low)
-    spots = spread(places[:, 0], (right - left) / 36, left, right - 0.02 * (right - left))
-    for point, (x, y), spot in zip(points, places, spots, strict=True):
+    """Slanted names in a row above the axes, pushed apart, with a thin line down to each point."""
+    left, right = axes.get_xlim()
+    spots = spread(places[:, 0], (right - left) / 36, left, right)
+    for point, place, spot in zip(points, places, spots, strict=True):
         colour = look[point.method].colour
-        axes.plot([x, spot], [y, row], color=colour, linewidth=0.5, alpha=0.7, gid=gid(point))
-        text = axes.text(spot, row, point.title, rotation=40, rotation_mode="anchor", fontsize=8, color=colour)
-        text.set_gid(gid(point))
-    axes.set(xlim=(left, right), ylim=(low, high + 0.25 * (high - low)))
+        text = axes.annotate(
+            point.title,
+            tuple(place),
+            xytext=(spot, 1.02),
+            textcoords=axes.get_xaxis_transform(),
+            rotation=40,
+            rotation_mode="anchor",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "alpha": 0.7, "shrinkA": 0, "shrinkB": 0},
+        )
+        for artist in filter(None, (text, text.arrow_patch)):
+            artist.set_gid(gid(point))
 
 
 def _accuracy_range(comparison: Comparison) -> tuple[float, float] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.data import BASELINES, SUBJECT, Comparison, Point
+from pipeline.report.data import BASELINES, GROUPS, SUBJECT, Comparison, Point
 from pipeline.sweep import FULL, RANDOM
 
 INK = "#010203"
@@ -66,7 +66,7 @@ class Look:
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
-    """The look of every method; colours repeat between groups, never within one."""
+    """The look of every method; colours repeat between groups, with other markers."""
     found = {FULL: Look(INK, "*", "-", 1.2)}
     used: dict[str, int] = {}
     for method in comparison.methods:
@@ -78,7 +78,8 @@ def looks(comparison: Comparison) -> dict[str, Look]:
             found[method] = Look(RANDOM_COLOUR, "o", "--", 1.6)
         else:
             number = used[group] = used.get(group, -1) + 1
-            found[method] = Look(PALETTE[number % 10], MARKERS[(number + number // 10) % 10], dashes, 1.3)
+            marker = number + number // len(PALETTE) + 3 * GROUPS.index(group)
+            found[method] = Look(PALETTE[number % len(PALETTE)], MARKERS[marker % len(MARKERS)], dashes, 1.3)
     return found | {point.method: Look(INK, "_", ":", 1.0) for point in comparison.floors}
 
 

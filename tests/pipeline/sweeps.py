@@ -157,7 +157,8 @@ def _run(ratios: Sequence[float]) -> dict[str, Any]:
         "state": "finished",
         "started": "2026-11-20T10:00:00+00:00",
         "versions": {"python": "3.11.2", "torch": "2.13"},
-        "config": {"model": {"model": "tiny <model>"}, "frames": {"num_frames": 8, "fps": None}, "sweep": sweep},
+        "config": {"model": {"model": "tiny <model>"}, "frames": {"num_frames": None, "fps": None}, "sweep": sweep},
+        "fingerprint": {"frames": {"num_frames": 8, "fps": None}},
     }
 
 
