@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -72,7 +73,7 @@ def cells_of(config: SweepConfig) -> list[Cell]:
 
     counts: Sequence[int | None] = config.frame_counts or (None,)
     cells = [Cell(method=FULL, num_frames=count) for count in counts]
-    for text in METHODS if config.methods == ("all",) else config.methods:
+    for text in chain.from_iterable(METHODS if text == "all" else [text] for text in config.methods):
         name, options = split_method(text)
         try:
             method = get_method(name)(retention_ratio=0.5, **options)
