@@ -99,7 +99,7 @@ def headline(sweep: Sweep, comparison: Comparison) -> list[str]:
     table = standings(sweep, comparison)
     return [
         _what(sweep, comparison),
-        *_against_random(table),
+        *(_against_random(table) if table else [_absent(comparison)]),
         *_against_best(table),
         *_against_full(table),
         *_against_all(sweep, comparison),
@@ -142,9 +142,14 @@ def _what(sweep: Sweep, comparison: Comparison) -> str:
     return f"{text} With all tokens it is right in {percent(cell['accuracy'])} ({interval})."
 
 
+def _absent(comparison: Comparison) -> str:
+    """Why there is nothing to say of ViTCoP's accuracy."""
+    if not comparison.of(SUBJECT):
+        return f"{SUBJECT_TITLE} is not among the methods that were run."
+    return "No question has a known answer, so nothing can be said of accuracy."
+
+
 def _against_random(table: Sequence[Standing]) -> list[str]:
-    if not table:
-        return [f"{SUBJECT_TITLE} is not among the methods that were run."]
     duels = [standing.random for standing in table if standing.random]
     if not duels:
         return ["Random selection was not run, so nothing shows that scoring tokens is worth anything."]
@@ -206,7 +211,7 @@ def _kinds(comparison: Comparison, wanted: float) -> list[str]:
     changes = (
         {kind: accuracy - full[kind] for kind, accuracy in mine[0].kinds().items() if kind in full} if mine else {}
     )
-    if len(changes) < 2:
+    if len(set(changes.values())) < 2:
         return []
     worst, best = min(changes, key=changes.__getitem__), max(changes, key=changes.__getitem__)
     return [
@@ -235,17 +240,13 @@ def _times(point: Point, which: str) -> str:
 
 
 def _no_ops(comparison: Comparison) -> list[str]:
-    idle = [
-        point.title
-        for method in comparison.methods
-        for point in comparison.of(method)
-        if point.mean("differs_from_full") == 0
-    ]
-    if not idle:
+    reached = [point for method in comparison.methods for point in comparison.of(method)]
+    idle = [point.title for point in reached if point.mean("differs_from_full") == 0]
+    if idle:
+        return [f"Without effect: {listed(idle)} did not change a single prediction, so nothing may have been pruned."]
+    if all(point.mean("differs_from_full") for point in reached) and reached:
         return ["Every method changed at least one prediction of the full model at every ratio, so all of them pruned."]
-    return [
-        f"Without effect: {listed(idle)} did not change a single prediction, so nothing may have been pruned there."
-    ]
+    return []
 
 
 def _unreachable(comparison: Comparison) -> list[str]:

@@ -23,8 +23,10 @@ def render_markdown(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
         if len(sweep.comparisons) > 1:
             lines += [f"## With {frames_seen(sweep, comparison)}", ""]
         lead, *findings = headline(sweep, comparison)
-        lines += [plain(lead), "", *_bullets(findings), "", *_table(*standing_rows(sweep, comparison)), ""]
-        lines += [plain(RULES), "", *_bullets(warnings(comparison)), ""]
+        lines += [plain(lead), "", *_bullets(findings), ""]
+        head, rows = standing_rows(sweep, comparison)
+        lines += [*_table(head, rows), "", plain(RULES), ""] if rows else []
+        lines += [*_bullets(warnings(comparison)), ""]
         lines += ["### Accuracy", "", *_table(*compact_rows(comparison)), ""]
         lines += [f"![{plain(plot.title)}](plots/{plot.name}.png)" for plot in plots.all] + [""]
     return "\n".join([*lines, "### How it was measured", "", *_bullets(measured_how(sweep)), ""])

@@ -53,8 +53,9 @@ def _comparison(sweep: Sweep, comparison: Comparison, plots: Pictures, number: i
     lead, *findings = headline(sweep, comparison)
     yield element("p", lead, class_="lead")
     yield _list(findings)
-    yield standing_table(sweep, comparison)
-    yield element("p", RULES, class_="note")
+    if (standings := standing_table(sweep, comparison)) is not None:
+        yield standings
+        yield element("p", RULES, class_="note")
     yield _list(warnings(comparison))
     yield _chips(comparison)
     yield element("h2", "Accuracy against tokens kept")

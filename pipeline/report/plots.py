@@ -32,7 +32,7 @@ def accuracy_plots(comparison: Comparison, folder: Path, suffix: str = "") -> li
     plots = []
     for number, group in enumerate(GROUPS, 1):
         mine = [method for method in curves if comparison.group(method) == group]
-        if not set(mine) - {SUBJECT}:
+        if not mine:
             continue
         shown = [*mine, *(method for method in (RANDOM, SUBJECT) if method in curves and method not in mine)]
         figure, (axes,) = new_figure(5.6, 4.2)

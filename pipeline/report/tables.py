@@ -42,7 +42,7 @@ def _told(each: Duel | None) -> str:
     return f"{gain(each.difference)} ({word}{p})"
 
 
-def standing_table(sweep: Sweep, comparison: Comparison) -> Html:
+def standing_table(sweep: Sweep, comparison: Comparison) -> Html | None:
     head, rows = standing_rows(sweep, comparison)
     body = [
         element(
@@ -54,7 +54,7 @@ def standing_table(sweep: Sweep, comparison: Comparison) -> Html:
         )
         for row in rows
     ]
-    return table(head, body)
+    return table(head, body) if body else None
 
 
 def duel_table(sweep: Sweep, comparison: Comparison) -> Html | None:

@@ -217,6 +217,26 @@ def test_sections_without_data_are_left_out_with_a_sentence(tmp_path: Path) -> N
     assert not list((folder / "plots").glob("stages*")) and not list((folder / "plots").glob("kinds*"))
 
 
+def test_open_questions_have_costs_but_no_accuracy(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "s", skills=SMALL, ratios=(0.1,), questions=8, gallery=False)
+    unknown = ("accuracy", "accuracy_low", "accuracy_high", "kind_accuracy", "wins_full", "wins_random")
+    nothing = dict.fromkeys(unknown)
+    cells_with(folder, {cell["cell"]: nothing for cell in load_sweep(folder).comparisons[0].cells})
+    text = write_report(folder).read_text()
+    assert "nothing can be said of accuracy" in text and "A win or a loss" not in text
+    assert {picture.name for picture in (folder / "plots").iterdir()} == {
+        "speedup.png",
+        "stages-0.1.png",
+        "memory-0.1.png",
+    }
+
+
+def test_a_sweep_of_one_method_is_drawn(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "s", skills={"vitcop": 0.9}, ratios=(0.1,), questions=8)
+    text = write_report(folder).read_text()
+    assert "Random selection was not run" in text and (folder / "plots/accuracy-4.png").is_file()
+
+
 def test_frame_counts_are_compared_apart(tmp_path: Path) -> None:
     folder = make_sweep(
         tmp_path / "s", skills=SMALL, ratios=(0.1,), frame_counts=(4, 8), questions=16, costs=False, gallery=False
