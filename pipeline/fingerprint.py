@@ -7,9 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 
+import pipeline
 from pipeline.config import JobConfig, SweepJobConfig, to_mapping
 
-PACKAGES = ("vitcop-pipeline", "torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
+PACKAGES = ("torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
 
 _NO_INFLUENCE = {
     "model": ("device",),
@@ -39,7 +40,8 @@ def fingerprint(config: JobConfig | SweepJobConfig, revision: str, extras: pa.Sc
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for an answer."""
-    return {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    own = {"python": platform.python_version(), "pipeline": pipeline.__version__}
+    return own | {package: version(package) for package in PACKAGES}
 
 
 def _without(mapping: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ ANSWER_SCHEMA = pa.schema(
         "peak_memory_bytes": pa.int64(),
     }
 )
-"""The columns that a job writes after the input columns; null in rows with an error."""
+"""The columns that a job writes after the input columns; what a row with an error does not know is null."""
 
 
 class Done(NamedTuple):

@@ -139,3 +139,39 @@ def test_more_gpus_than_the_cluster_has_are_refused() -> None:
 def test_workers_are_gone_after_the_context(tmp_path: Path) -> None:
     results = run([FakeClip("clip", tmp_path)])
     wait_until_gone(results["clip"].answers["pid"])
+
+
+@pytest.mark.parametrize(
+    ("cluster", "settings", "expected"),
+    [
+        ({"CPU": 8.0, "GPU": 2.0}, {}, (2, 1.0, 4)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"workers": 1}, (1, 1.0, 8)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus_per_worker": 0.5}, (4, 0.5, 2)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus_per_worker": 0.0}, (1, 0.0, 8)),
+        ({"CPU": 2.0}, {}, (1, 0.0, 2)),
+        ({"CPU": 2.0}, {"workers": 4}, (4, 0.0, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, {"workers": 3}, "3 workers with 1 GPUs each need more than the 2 GPUs"),
+        ({"CPU": 8.0, "GPU": 2.0}, {"gpus_per_worker": 4.0}, "1 workers with 4 GPUs each need more than the 2 GPUs"),
+        ({"CPU": 8.0}, {"gpus_per_worker": 1.0}, "need more than the 0 GPUs"),
+        ({"GPU": 1.0}, {}, "this cluster has no CPUs"),
+    ],
+)
+def test_workers_fit_the_cluster(
+    cluster: dict[str, float], settings: dict[str, float], expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: cluster)
+    engine = Engine(build_fake, EngineConfig(**settings))
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            engine.__enter__()
+    else:
+        with engine:
+            resources = engine.resources
+        assert (resources.workers, resources.gpus, resources.threads) == expected
+
+
+def test_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(ConfigError, match="RAY_ADDRESS is 'nonsense', but no Ray cluster answers there"):
+        Engine(build_fake, EngineConfig()).__enter__()
