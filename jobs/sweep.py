@@ -28,7 +28,7 @@ from pipeline.engine import ClipResult, Engine
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.manifest import Clip, Manifest, group_clips, load_manifest
-from pipeline.output import ANSWER_SCHEMA, OutputFolder, ShardWriter, open_output
+from pipeline.output import ANSWER_SCHEMA, RUN_FILE, OutputFolder, ShardWriter, open_output
 from pipeline.progress import Progress
 from pipeline.stages import error_columns
 from pipeline.sweep import FULL, Cell, cells_of, summarize_cells
@@ -68,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(config: SweepJobConfig, output: Path, folder: OutputFolder) -> int:
-    """Answers what is missing, measures, and writes the report."""
+    """Answers what is missing, measures, and writes what people read."""
     from pipeline.model import model_revision  # with torch, which --help can do without
+    from pipeline.report import write_report
     from pipeline.sweep_worker import SweepAnswerer
 
     cells = cells_of(config.sweep)
@@ -104,15 +105,15 @@ def run(config: SweepJobConfig, output: Path, folder: OutputFolder) -> int:
     state = job.run_recorded(folder, config, identity, len(manifest.rows), work, close)
     if state == "interrupted":
         return job.INTERRUPTED
-    print(f"report    {(output / 'report.html').absolute()}")
+    (output / RUN_FILE).write_text((folder.path / RUN_FILE).read_text())
+    print(f"report    {write_report(output).absolute()}")
     return 2 if summary["failed"] > config.run.max_error_rate * len(manifest.rows) else 0
 
 
 def finish(
     config: SweepJobConfig, output: Path, folder: OutputFolder, manifest: Manifest, cells: Sequence[Cell]
 ) -> None:
-    """Measures the cells and writes the summary, the gallery and the report."""
-    from pipeline.report import write_report
+    """Measures the cells and writes their summary and the gallery."""
     from pipeline.sweep_worker import Measured, merge_costs
 
     kind = config.sweep.kind if config.sweep.kind in manifest.extras.schema.names else None
@@ -130,9 +131,7 @@ def finish(
     table = summarize_cells(cells, rows.append_column("clip", pa.array(clips, pa.string())), facts, costs, kind)
     pq.write_table(table, output / CELLS, compression="zstd")
     write_gallery(config, output, cells, measured[: config.sweep.gallery_clips])
-    (output / "run.json").write_text(json.dumps(folder.read_run(), indent=2, ensure_ascii=False) + "\n")
     print_table(table)
-    write_report(output)
 
 
 def measure(config: SweepJobConfig, manifest: Manifest) -> list[tuple[Clip, Any]]:

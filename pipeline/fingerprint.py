@@ -1,5 +1,6 @@
 """What has to be the same for two results to stand in one folder, and what made them."""
 
+import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -42,6 +43,20 @@ def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter for an answer."""
     own = {"python": platform.python_version(), "pipeline": pipeline.__version__}
     return own | {package: version(package) for package in PACKAGES}
+
+
+def machine() -> dict[str, str]:
+    """What the driver runs on; the workers of a cluster may run on others."""
+    import torch  # late, as --help and manifests do without it
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": str(os.cpu_count()),
+        "memory": f"{memory:.0f} GiB",
+        "gpus": ", ".join(gpus) or "none",
+    }
 
 
 def _without(mapping: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

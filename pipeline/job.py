@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.config import RunConfig, to_mapping
 from pipeline.engine import Build, ClipResult, Engine, EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import versions
+from pipeline.fingerprint import machine, versions
 from pipeline.manifest import Clip, Manifest, Row, cut_shards, group_clips
 from pipeline.output import OutputFolder, ShardWriter
 from pipeline.progress import Progress, deferred_interrupts
@@ -131,7 +131,7 @@ def run_recorded(
     Args:
         close: what `run.json` says at the end beside the state, made also when the work failed.
     """
-    record: dict[str, Any] = {"started": now(), "rows": rows, "versions": versions()}
+    record: dict[str, Any] = {"started": now(), "rows": rows, "versions": versions(), "machine": machine()}
     record |= {"config": to_mapping(config), "fingerprint": identity}
     folder.write_run({"state": "running"} | record)
     state = "failed"
