@@ -12,7 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    InternVLConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaOnevisionConfig,
+    PixtralVisionConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    VideoLlavaConfig,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.vitcop.models import (
@@ -100,6 +110,36 @@ def test_geometry(family: str) -> None:
     geometry = adapter.geometry(make_inputs(family))
     assert (geometry.frames, geometry.tokens_per_frame) == (setup.frames, setup.per_frame)
     assert geometry.num_layers == TEXT["num_hidden_layers"]
+
+
+RELEASED = {
+    # placeholders of 8 frames (pictures) in the released checkpoints, whose vision configs are the defaults
+    "llava_onevision": (LlavaOnevisionConfig, "pixel_values_videos", 8 * 14 * 14 + 1),
+    "llava_next_video": (LlavaNextVideoConfig, "pixel_values_videos", 8 * 12 * 12),
+    "video_llava": (VideoLlavaConfig, "pixel_values_videos", 2056),
+    "llava": (LlavaConfig, "pixel_values", 8 * 576),
+    "internvl": (InternVLConfig, "pixel_values", 8 * 256),
+}
+
+
+@pytest.mark.parametrize("family", RELEASED)
+def test_released_shapes(family: str) -> None:
+    kind, name, placeholders = RELEASED[family]
+    model_class = type(build(family))
+    vision = kind().vision_config
+    vision.num_hidden_layers = 2
+    with torch.device("meta"):
+        model = model_class(kind(vision_config=vision, text_config=Qwen2Config(**TEXT)))
+    adapter = family_of(model)
+    pixels = torch.empty((1, 8, 3, 2, 2) if name == "pixel_values_videos" else (8, 3, 2, 2), device="meta")
+    ids = torch.full((1, placeholders), model.config.image_token_id)
+    geometry = adapter.geometry({"input_ids": ids, name: pixels})
+    offsets = adapter.token_offsets(geometry)
+    assert geometry.frames == 8
+    assert len(offsets) == geometry.num_tokens
+    fixed = {"llava_onevision": 1, "video_llava": 8}.get(family, 0)
+    assert geometry.num_tokens == placeholders - fixed
+    assert int(offsets[-1]) < placeholders
 
 
 @pytest.mark.parametrize("frame_chunk", [1, 2, 3, 32])

@@ -103,6 +103,23 @@ def _check_budget(record: Any, visual: int, ratio: float, lengths: list[list[int
     assert record.kv_bytes == sum(lengths[0]) * 2 * 2 * 8 * 4  # keys and values of 2 heads of 8 float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(family: str, dtype: torch.dtype) -> None:
+    """Pixels come as float32, as processors make them; features, side features and caches keep the model's type."""
+    model, inputs, setup = build(family).to(dtype), make_inputs(family), SETUPS[family]
+    if not setup.grid and family != "internvl":  # the others turn pixels into the model's type themselves
+        inputs[setup.name] = inputs[setup.name].to(dtype)
+    plain = model(**inputs, logits_to_keep=1).logits
+    with prune(model, ViTCoP(retention_ratio=1.0)):
+        assert torch.equal(model(**inputs, logits_to_keep=1).logits, plain)
+    with prune(model, ViTCoP(retention_ratio=0.3)) as stats:
+        output = model(**inputs, use_cache=True)
+    assert output.logits.dtype == dtype
+    assert {layer.keys.dtype for layer in output.past_key_values.layers} == {dtype}
+    assert bool(output.logits.isfinite().all())
+    assert stats.last.kv_bytes == sum(cached(output.past_key_values)) * 2 * 2 * 8 * 2
+
+
 def test_shares_of_the_layers(family: str) -> None:
     """Some tokens go before the model, some in the shallow layer, some in the deep one."""
     with prune(model := build(family), ViTCoP(retention_ratio=0.3)) as stats:

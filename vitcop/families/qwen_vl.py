@@ -208,7 +208,11 @@ class Qwen2_5VL(QwenVL):
 
 
 class Qwen3VL(QwenVL):
-    """`Qwen3VLForConditionalGeneration`: time stamps between the frames, and deepstack features beside the tokens."""
+    """`Qwen3VLForConditionalGeneration`: time stamps between the frames, and deepstack features beside the tokens.
+
+    What the model adds to the hidden states after its first layers is selected, and before the model also merged, like
+    the tokens. A token merged inside the model gets from then on what belongs to its own place.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
     label: ClassVar[str] = "Qwen3-VL"
