@@ -10,8 +10,9 @@ print(stats.last)
 from vitcop.budget import UnreachableBudgetError
 from vitcop.families import UnsupportedInputError, UnsupportedModelError
 from vitcop.methods import ViTCoP, get_method
-from vitcop.pruning import VisionCache, prune
+from vitcop.pruning import prune
 from vitcop.stats import PrefillRecord, PruneStats
+from vitcop.vision import VisionCache
 
 __all__ = [
     "PrefillRecord",

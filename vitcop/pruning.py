@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
-from vitcop.budget import Geometry, Plan
 from vitcop.cost import decoder_macs
 from vitcop.families import Family, UnsupportedInputError, family_of
 from vitcop.layout import ATTRIBUTE, CacheLayout, check_cache, last_position
 from vitcop.methods.base import Method
 from vitcop.selection import Selection, apply_selection, take, true_indices
+from vitcop.state import Continuation, Prefill, Sequence, add, compact_positions, put, slice_positions
 from vitcop.stats import PrefillRecord, PruneStats
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens
+from vitcop.vision import Clock, Encoded, VisionCache, VisionStage, repeat_rows
 
-Clock = Callable[[str], None]
 Positions = Literal["original", "compact"]
 
 
@@ -46,131 +45,6 @@ class Deferred(dict[str, Any]):
 
 
 _pruned_models: set[int] = set()
-
-
-class VisionCache:
-    """The last clip's tokens as the vision tower made them, shared by `prune` contexts of one model.
-
-    Holds all frames of the clip, so it trades the flat vision memory of a single run for not running the tower again.
-    What a later method needs beyond what is there (attention, keys) is encoded anew, and then kept with it.
-    """
-
-    def __init__(self) -> None:
-        self._key: tuple[Any, ...] = (None,)
-        self._chunks: list[VisualTokens] = []
-
-    def chunks(
-        self, key: tuple[Any, ...], method: Method, encode: Callable[[], Iterable[VisualTokens]]
-    ) -> list[VisualTokens]:
-        """The clip's tokens; `encode` makes them when they are not there.
-
-        Args:
-            key: the pixel tensor, compared by identity, and what else the tokens depend on.
-        """
-        if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(method)):
-            self._chunks = []  # lets go of the last clip before the next one is encoded
-            self._key, self._chunks = key, list(encode())
-        return self._chunks
-
-    def _has(self, method: Method) -> bool:
-        attention = self._chunks[0].attention is not None or not method.needs_vision_attention
-        return attention and (self._chunks[0].keys is not None or not method.needs_vision_keys)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Visual tokens that enter the language model, of B clips.
-
-    Attributes:
-        features: (B, K, D).
-        index: (B, K) number of each token within its clip, ascending.
-        labels: (B, K) or None.
-        deepstack: side features (B, K, D), one for each of the model's first layers.
-        fixed: (B, X, D) or None, for the placeholders that are no visual tokens.
-    """
-
-    features: Tensor
-    index: Tensor
-    labels: Tensor | None
-    deepstack: tuple[Tensor, ...]
-    fixed: Tensor | None
-
-
-@dataclass
-class Sequence:
-    """The prompt on its way through the layers: what of it is left, and where the visual tokens are.
-
-    Attributes:
-        visual: (B, K) positions of visual tokens in the sequence, ascending.
-        index: (B, K) their numbers within the clip.
-        labels: (B, K) or None.
-        valid: (B, S) bool or None, False at padding.
-        after: (B,) tokens after the video, which stay.
-        rotary: of the tokens left; None until a layer has been pruned.
-        mask: attention mask of the current stage; made when first needed.
-    """
-
-    visual: Tensor
-    index: Tensor
-    labels: Tensor | None
-    valid: Tensor | None
-    after: Tensor
-    deepstack: tuple[Tensor, ...]
-    length: int
-    rotary: tuple[Tensor, Tensor] | None = None
-    mask: Any = None
-
-    def keep(self, selection: Selection) -> Tensor:
-        """Shrink to the selection; return the (B, S') positions of the sequence that stay."""
-        batch, count = self.visual.shape
-        alive = torch.ones(batch, self.length, dtype=torch.bool, device=self.visual.device)
-        alive.scatter_(1, self.visual, False).scatter_(1, take(self.visual, selection.keep), True)
-        self.length += selection.keep.shape[1] - count
-        positions = true_indices(alive, self.length)
-        place = alive.long().cumsum(1) - 1
-        self.visual = place.gather(1, take(self.visual, selection.keep))
-        self.index = take(self.index, selection.keep)
-        if self.labels is not None:
-            self.labels = take(self.labels, selection.keep)
-        self.valid = None if self.valid is None else take(self.valid, positions)
-        self.deepstack = tuple(take(side, selection.keep) for side in self.deepstack)
-        return positions
-
-
-@dataclass
-class Prefill:
-    """State of one prefill: made when it begins, dropped when it ends.
-
-    Attributes:
-        seen: tokens of the unpruned prompt.
-        keeps_cache: whether the caller gets the cache (`use_cache`); pruning needs one either way.
-        sequence: None at retention 1, where nothing is changed.
-        kept_index: see PrefillRecord.
-        layout: of the cache being filled.
-        previous_hidden, embeds, embeds_visual: see LayerTokens.
-    """
-
-    plan: Plan
-    geometry: Geometry
-    batch: int
-    seen: int
-    keeps_cache: bool
-    cache: Cache | None = None
-    sequence: Sequence | None = None
-    layout: CacheLayout | None = None
-    kept_index: dict[str, Tensor] = field(default_factory=dict)
-    previous_hidden: Tensor | None = None
-    embeds: Tensor | None = None
-    embeds_visual: Tensor | None = None
-
-
-@dataclass
-class Continuation:
-    """State of a forward that goes on from a pruned cache: the masks of its stages."""
-
-    cache: Cache
-    layout: CacheLayout
-    masks: dict[int, Any]
 
 
 class prune:
@@ -217,13 +91,12 @@ class prune:
         self.model: Any = model
         self.family: Family = family_of(model)
         self.method = method.bind(model)
-        self.frame_chunk, self.token_chunk, self.positions = frame_chunk, token_chunk, positions
-        self.vision = vision
+        self.token_chunk, self.positions = token_chunk, positions
         self.clock: Clock = clock or (lambda label: None)
+        self._vision = VisionStage(self.family, self.method, frame_chunk, vision, self.clock)
         self.stats = PruneStats()
         self._signature = inspect.signature(self.family.base.forward)
         self._active: Prefill | Continuation | None = None
-        self._memo: tuple[tuple[Any, ...], Encoded] | None = None
         self._visual: dict[str, Any] = {}
         self._handles: list[Any] = []
 
@@ -256,7 +129,8 @@ class prune:
             if isinstance(layer.mlp, TokenChunks):
                 layer.mlp = layer.mlp.mlp
         del self.model._prepare_multimodal_encoder_kwargs_for_generation  # the class's own shows again
-        self._handles, self._active, self._memo, self._visual = [], None, None, {}
+        self._handles, self._active, self._visual = [], None, {}
+        self._vision.forget()
         _pruned_models.discard(id(self.model))
 
     # -- the whole model --------------------------------------------------------------------------------------------
@@ -329,49 +203,8 @@ class prune:
             state.cache = DynamicCache(config=self.family.text_config)
         check_cache(state.cache)
         _check_mask(mask)
-        encoded = self._encode(inputs, pixels, state)
-        return (), self._enter(inputs, _repeat(encoded, len(ids)), state)
-
-    def _encode(self, inputs: dict[str, Any], pixels: Tensor, state: Prefill) -> Encoded:
-        """The clip's tokens after the stage before the model; the last clip's are kept for further questions on it."""
-        version = None if pixels.is_inference() else pixels._version
-        key = (pixels, version, self.method, state.geometry)
-        if self._memo is not None and self._memo[0][0] is pixels and self._memo[0][1:] == key[1:]:
-            encoded = self._memo[1]
-            self.clock("vision")
-        else:
-            self._memo = None  # lets go of the last clip before the next one is encoded
-            encoded = self._run_vision(inputs, state)
-            self._memo = (key, encoded)
-        self.clock("selection")
-        return encoded
-
-    def _run_vision(self, inputs: dict[str, Any], state: Prefill) -> Encoded:
-        geometry = state.plan.encoded(state.geometry)
-        if geometry != state.geometry and not self.family.scales_frames:
-            raise UnsupportedInputError(
-                f"{self.family.label} can't encode smaller frames; {self.method.name} needs that"
-            )
-        encode = functools.partial(self.family.encode, inputs, geometry, self.method, self.frame_chunk)
-        key = (self.family.pixels(inputs), geometry, self.frame_chunk)
-        chunks = encode() if self.vision is None else self.vision.chunks(key, self.method, encode)
-        if self.method.frame_local:
-            return _concatenate([self._select(chunk, state) for chunk in _timed(chunks, self.clock)])
-        whole = join_frames(list(chunks))
-        self.clock("vision")
-        return self._select(whole, state)
-
-    def _select(self, tokens: VisualTokens, state: Prefill) -> Encoded:
-        selection = self.method.select_frames(tokens, state.plan, state.geometry)
-        flat = tokens.features.flatten(1, 2)
-        plain = replace(selection, features=None)
-        return Encoded(
-            features=apply_selection(selection, flat),
-            index=selection.keep + tokens.first_frame * state.geometry.tokens_per_frame,
-            labels=selection.labels,
-            deepstack=tuple(apply_selection(plain, side.flatten(1, 2)) for side in tokens.deepstack),
-            fixed=tokens.fixed,
-        )
+        encoded = self._vision.encode(inputs, pixels, plan, geometry)
+        return (), self._enter(inputs, repeat_rows(encoded, len(ids)), state)
 
     def _enter(self, inputs: dict[str, Any], encoded: Encoded, state: Prefill) -> dict[str, Any]:
         """Replace ids and pixels by the embeddings of the tokens that stay, with their original positions."""
@@ -397,16 +230,16 @@ class prune:
         state.kept_index[state.plan.name(-1)] = sequence.index
 
         embeds = self.model.get_input_embeddings()(take(ids, positions))
-        embeds = _put(embeds, sequence.visual, encoded.features)
+        embeds = put(embeds, sequence.visual, encoded.features)
         if encoded.fixed is not None:
-            embeds = _put(embeds, torch.searchsorted(positions, fixed_place.contiguous()), encoded.fixed)
+            embeds = put(embeds, torch.searchsorted(positions.contiguous(), fixed_place.contiguous()), encoded.fixed)
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
         end = last_position(position_ids, batch)  # also where the prompt ends with a visual token that is pruned
-        position_ids = _slice_positions(position_ids, positions)
+        position_ids = slice_positions(position_ids, positions)
         if self.positions == "compact":
-            position_ids = _compact(position_ids, sequence.valid)
+            position_ids = compact_positions(position_ids, sequence.valid)
             end = last_position(position_ids, batch)
         elif position_ids.dim() == 2:
             self._warn_beyond_context(length)
@@ -491,7 +324,7 @@ class prune:
         if layer == 0 and self.method.needs_embeds:
             state.embeds, state.embeds_visual = hidden, sequence.visual
         if 0 < layer <= len(sequence.deepstack):
-            hidden = _add(hidden, sequence.visual, sequence.deepstack[layer - 1])
+            hidden = add(hidden, sequence.visual, sequence.deepstack[layer - 1])
         if state.plan.layers.get(layer, sequence.visual.shape[1]) < sequence.visual.shape[1]:
             self.clock("prefill")
             hidden = self._prune_layer(state, sequence, layer, hidden, kwargs)
@@ -539,7 +372,7 @@ class prune:
         sequence.rotary = (take(rotary[0], positions), take(rotary[1], positions))
         sequence.mask = None
         hidden = take(hidden, positions)
-        return hidden if merged is None else _put(hidden, sequence.visual, merged)
+        return hidden if merged is None else put(hidden, sequence.visual, merged)
 
     def _continue_layer(
         self, state: Continuation, layer: int, args: Any, kwargs: dict[str, Any]
@@ -609,74 +442,10 @@ class TokenChunks(nn.Module):
         return output
 
 
-def join_frames(chunks: list[VisualTokens]) -> VisualTokens:
-    """One VisualTokens of all frames from those of consecutive chunks."""
-    if len(chunks) == 1:
-        return chunks[0]
-    first = chunks[0]
-    return replace(
-        first,
-        features=torch.cat([chunk.features for chunk in chunks], dim=1),
-        attention=_join([chunk.attention for chunk in chunks]),
-        keys=_join([chunk.keys for chunk in chunks]),
-        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(c.deepstack for c in chunks), strict=True)),
-        fixed=_join([chunk.fixed for chunk in chunks]),
-    )
-
-
-def _concatenate(parts: list[Encoded]) -> Encoded:
-    return Encoded(
-        features=torch.cat([part.features for part in parts], dim=1),
-        index=torch.cat([part.index for part in parts], dim=1),
-        labels=_join([part.labels for part in parts]),
-        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(p.deepstack for p in parts), strict=True)),
-        fixed=_join([part.fixed for part in parts]),
-    )
-
-
-def _join(parts: list[Tensor | None]) -> Tensor | None:
-    """Concatenate along the token axis what the chunks have of one kind; None if none has any."""
-    there = [part for part in parts if part is not None]
-    return torch.cat(there, dim=1) if there else None
-
-
-def _timed(chunks: Any, clock: Clock) -> Any:
-    for chunk in chunks:
-        clock("vision")
-        yield chunk
-        clock("selection")
-
-
-def _put(tokens: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    """Copy of `tokens` (B, S, D) with `values` (B, K, D) at the positions `where` (B, K)."""
-    index = where[..., None].expand(-1, -1, tokens.shape[-1])
-    return tokens.scatter(1, index, values.to(tokens.dtype).expand(*where.shape, -1))
-
-
-def _add(tokens: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    return _put(tokens, where, take(tokens, where) + values.to(tokens.dtype))
-
-
-def _slice_positions(position_ids: Tensor, positions: Tensor) -> Tensor:
-    """Position ids (..., B or 1, S) of the tokens at `positions` (B, S') -> (..., B, S')."""
-    batch, length = positions.shape
-    full = position_ids.expand(*position_ids.shape[:-2], batch, position_ids.shape[-1])
-    return full.gather(-1, positions.expand(*full.shape[:-2], batch, length))
-
-
 def _check_mask(mask: Any) -> None:
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         got = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise UnsupportedInputError(f"attention_mask must be a tensor (batch, tokens), got {got}")
-
-
-def _compact(position_ids: Tensor, valid: Tensor | None) -> Tensor:
-    """Positions (B, S) of the same tokens, numbered from 0; padding counts for nothing."""
-    if position_ids.dim() != 2:
-        raise UnsupportedInputError("positions='compact' needs one-dimensional positions; this model uses M-RoPE")
-    if valid is None:
-        return torch.arange(position_ids.shape[1], device=position_ids.device).expand_as(position_ids)
-    return (valid.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def _require(condition: Tensor, message: str) -> None:
@@ -688,20 +457,3 @@ def _require(condition: Tensor, message: str) -> None:
     if condition.device.type == "cpu" and not condition:
         raise UnsupportedInputError(message)
     torch._assert_async(condition, message)
-
-
-def _repeat(encoded: Encoded, batch: int) -> Encoded:
-    """Rows for `batch` prompts from those of fewer clips: beams and returned sequences share a clip's tokens."""
-    clips = len(encoded.features)
-    if batch == clips:
-        return encoded
-    if batch % clips:
-        raise UnsupportedInputError(f"{clips} videos for {batch} prompts; each prompt needs one video")
-    repeat = functools.partial(torch.repeat_interleave, repeats=batch // clips, dim=0)
-    return Encoded(
-        features=repeat(encoded.features),
-        index=repeat(encoded.index),
-        labels=None if encoded.labels is None else repeat(encoded.labels),
-        deepstack=tuple(map(repeat, encoded.deepstack)),
-        fixed=None if encoded.fixed is None else repeat(encoded.fixed),
-    )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+LATEST = 256
+"""Prefills that a context remembers; each holds its clip's token numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +61,9 @@ class PrefillRecord:
 
 @dataclass
 class PruneStats:
-    """The prefills of one `prune` context, in order."""
+    """The prefills of one `prune` context, in order; of a long one, the latest."""
 
-    records: list[PrefillRecord] = field(default_factory=list)
+    records: deque[PrefillRecord] = field(default_factory=lambda: deque(maxlen=LATEST))
 
     @property
     def last(self) -> PrefillRecord | None:

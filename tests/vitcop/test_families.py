@@ -39,7 +39,7 @@ from tests.vitcop.models import (
 from vitcop import UnsupportedInputError, UnsupportedModelError, ViTCoP, get_method, prune
 from vitcop.families import FAMILIES, Family, family_of
 from vitcop.families.base import Capture
-from vitcop.pruning import join_frames
+from vitcop.vision import join_frames
 from vitcop.tokens import VisualTokens
 
 METHOD = ViTCoP(retention_ratio=0.5)

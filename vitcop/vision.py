@@ -1,0 +1,181 @@
+"""Visual tokens between the vision tower and the language model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vitcop.budget import Geometry, Plan
+from vitcop.families import Family, UnsupportedInputError
+from vitcop.methods.base import Method
+from vitcop.selection import apply_selection
+from vitcop.tokens import VisualTokens
+
+Clock = Callable[[str], None]
+
+
+class VisionCache:
+    """The last clip's tokens as the vision tower made them, shared by `prune` contexts of one model.
+
+    Holds all frames of the clip, so it trades the flat vision memory of a single run for not running the tower again.
+    What a later method needs beyond what is there (attention, keys) is encoded anew, and then kept with it.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = (None,)
+        self._chunks: list[VisualTokens] = []
+
+    def chunks(
+        self, key: tuple[Any, ...], method: Method, encode: Callable[[], Iterable[VisualTokens]]
+    ) -> list[VisualTokens]:
+        """The clip's tokens; `encode` makes them when they are not there.
+
+        Args:
+            key: the pixel tensor, compared by identity, and what else the tokens depend on.
+        """
+        if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(method)):
+            self._chunks = []  # lets go of the last clip before the next one is encoded
+            self._key, self._chunks = key, list(encode())
+        return self._chunks
+
+    def _has(self, method: Method) -> bool:
+        attention = self._chunks[0].attention is not None or not method.needs_vision_attention
+        return attention and (self._chunks[0].keys is not None or not method.needs_vision_keys)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Visual tokens that enter the language model, of B clips.
+
+    Attributes:
+        features: (B, K, D).
+        index: (B, K) number of each token within its clip, ascending.
+        labels: (B, K) or None.
+        deepstack: side features (B, K, D), one for each of the model's first layers.
+        fixed: (B, X, D) or None, for the placeholders that are no visual tokens.
+    """
+
+    features: Tensor
+    index: Tensor
+    labels: Tensor | None
+    deepstack: tuple[Tensor, ...]
+    fixed: Tensor | None
+
+
+class VisionStage:
+    """Runs the vision tower and the stage before the language model.
+
+    Args:
+        cache: shared with other methods on the same pixels, or None.
+        clock: called with "vision" and "selection" when such a piece of work ends.
+    """
+
+    def __init__(
+        self, family: Family, method: Method, frame_chunk: int, cache: VisionCache | None, clock: Clock
+    ) -> None:
+        self.family, self.method, self.frame_chunk, self.cache, self.clock = family, method, frame_chunk, cache, clock
+        self._last: tuple[tuple[Any, ...], Encoded] | None = None
+
+    def forget(self) -> None:
+        """Let go of the last clip."""
+        self._last = None
+
+    def encode(self, inputs: dict[str, Any], pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
+        """The clip's tokens after this stage; the last clip's are kept for further questions on it."""
+        version = None if pixels.is_inference() else pixels._version
+        key = (pixels, version, geometry)
+        if self._last is not None and self._last[0][0] is pixels and self._last[0][1:] == key[1:]:
+            self.clock("vision")
+        else:
+            self.forget()  # before the next clip is encoded
+            self._last = (key, self._run(inputs, pixels, plan, geometry))
+        self.clock("selection")
+        return self._last[1]
+
+    def _run(self, inputs: dict[str, Any], pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
+        encoded = plan.encoded(geometry)
+        if encoded != geometry and not self.family.scales_frames:
+            raise UnsupportedInputError(
+                f"{self.family.label} can't encode smaller frames; {self.method.name} needs that"
+            )
+        encode = functools.partial(self.family.encode, inputs, encoded, self.method, self.frame_chunk)
+        chunks: Iterable[VisualTokens]
+        if self.cache is None:
+            chunks = encode()
+        else:
+            chunks = self.cache.chunks((pixels, encoded, self.frame_chunk), self.method, encode)
+        if self.method.frame_local:
+            return concatenate([self._select(chunk, plan, geometry) for chunk in self._timed(chunks)])
+        whole = join_frames(list(chunks))
+        self.clock("vision")
+        return self._select(whole, plan, geometry)
+
+    def _select(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Encoded:
+        selection = self.method.select_frames(tokens, plan, geometry)
+        plain = replace(selection, features=None)
+        return Encoded(
+            features=apply_selection(selection, tokens.features.flatten(1, 2)),
+            index=selection.keep + tokens.first_frame * geometry.tokens_per_frame,
+            labels=selection.labels,
+            deepstack=tuple(apply_selection(plain, side.flatten(1, 2)) for side in tokens.deepstack),
+            fixed=tokens.fixed,
+        )
+
+    def _timed(self, chunks: Iterable[VisualTokens]) -> Iterator[VisualTokens]:
+        for chunk in chunks:
+            self.clock("vision")
+            yield chunk
+            self.clock("selection")
+
+
+def join_frames(chunks: list[VisualTokens]) -> VisualTokens:
+    """One VisualTokens of all frames from those of consecutive chunks."""
+    if len(chunks) == 1:
+        return chunks[0]
+    first = chunks[0]
+    return replace(
+        first,
+        features=torch.cat([chunk.features for chunk in chunks], dim=1),
+        attention=_join([chunk.attention for chunk in chunks]),
+        keys=_join([chunk.keys for chunk in chunks]),
+        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(c.deepstack for c in chunks), strict=True)),
+        fixed=_join([chunk.fixed for chunk in chunks]),
+    )
+
+
+def concatenate(parts: list[Encoded]) -> Encoded:
+    return Encoded(
+        features=torch.cat([part.features for part in parts], dim=1),
+        index=torch.cat([part.index for part in parts], dim=1),
+        labels=_join([part.labels for part in parts]),
+        deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(p.deepstack for p in parts), strict=True)),
+        fixed=_join([part.fixed for part in parts]),
+    )
+
+
+def _join(parts: list[Tensor | None]) -> Tensor | None:
+    """Concatenate along the token axis what the chunks have of one kind; None if none has any."""
+    there = [part for part in parts if part is not None]
+    return torch.cat(there, dim=1) if there else None
+
+
+def repeat_rows(encoded: Encoded, batch: int) -> Encoded:
+    """Rows for `batch` prompts from those of fewer clips: beams and returned sequences share a clip's tokens."""
+    clips = len(encoded.features)
+    if batch == clips:
+        return encoded
+    if batch % clips:
+        raise UnsupportedInputError(f"{clips} videos for {batch} prompts; each prompt needs one video")
+    repeat = functools.partial(torch.repeat_interleave, repeats=batch // clips, dim=0)
+    return Encoded(
+        features=repeat(encoded.features),
+        index=repeat(encoded.index),
+        labels=None if encoded.labels is None else repeat(encoded.labels),
+        deepstack=tuple(map(repeat, encoded.deepstack)),
+        fixed=None if encoded.fixed is None else repeat(encoded.fixed),
+    )
