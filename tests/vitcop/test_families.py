@@ -39,8 +39,8 @@ from tests.vitcop.models import (
 from vitcop import UnsupportedInputError, UnsupportedModelError, ViTCoP, get_method, prune
 from vitcop.families import FAMILIES, Family, family_of
 from vitcop.families.base import Capture
-from vitcop.vision import join_frames
 from vitcop.tokens import VisualTokens
+from vitcop.vision import join_frames
 
 METHOD = ViTCoP(retention_ratio=0.5)
 QWEN = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
