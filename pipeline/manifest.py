@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 
 _NUMBER = "__number__"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 REQUIRED = ("video", "question")
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
@@ -206,6 +208,8 @@ def _read_row(index: int, record: Mapping[str, Any], folder: Path, where: str) -
 def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
     """Text as it is; a whole number as its digits, since ids and answers are often written so."""
     value = record.get(name)
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ConfigError(f"{where}: {name} is {value!r}; it holds half of a surrogate pair, which is no text")
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
@@ -219,7 +223,7 @@ def _seconds(record: Mapping[str, Any], name: str, where: str) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise ConfigError(f"{where}: {name} is {value!r}; it must be a number of seconds, 0 or more")
@@ -280,8 +284,8 @@ def _read_parquet(path: Path) -> _File:
     known = [name for name in table.column_names if name in INPUT_SCHEMA.names]
     records = table.select(known).to_pylist()
     numbers = range(1, len(records) + 1)
-    extras = table.drop_columns(known).replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
-    return _File(path, numbers, records, extras)
+    numbered = table.replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
+    return _File(path, numbers, records, numbered.drop_columns(known))
 
 
 def _read_jsonl(path: Path) -> _File:
@@ -296,7 +300,7 @@ def _read_jsonl(path: Path) -> _File:
 def _parse_json_object(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}: not JSON ({error}): {line[:80]!r}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected a JSON object, got {line[:80]!r}")
@@ -341,6 +345,8 @@ def _split(path: Path, numbers: Sequence[int], records: list[dict[str, Any]]) ->
 def _to_array(name: str, values: list[Any], path: Path, numbers: Sequence[int]) -> pa.Array:
     try:
         return pa.array(values)
+    except (OverflowError, UnicodeEncodeError) as error:
+        raise ConfigError(f"{path}: column {name!r} holds a value that Parquet can't: {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         kinds = {type(value): number for value, number in zip(values, numbers, strict=True) if value is not None}
         seen = ", ".join(f"{kind.__name__} (row {number})" for kind, number in kinds.items())

@@ -60,6 +60,14 @@ def test_ids_come_from_the_content(tmp_path: Path, suffix: str) -> None:
     assert twice == [ids[0], f"{ids[0]}-2"]
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_nothing_has_to_be_carried_through(tmp_path: Path, suffix: str) -> None:
+    rows = [{"video": "a", "question": "q"}, {"video": "b", "question": "r"}]
+    manifest = load_manifest(str(write(tmp_path / f"m{suffix}", rows)))
+    assert [row.video for row in manifest.rows] == ["a", "b"]
+    assert manifest.input_columns(manifest.rows)["question"].to_pylist() == ["q", "r"]
+
+
 def test_carried_columns_keep_their_types(tmp_path: Path) -> None:
     extras = {
         "stamp": pa.array([1, 2], pa.timestamp("ns", "UTC")),
@@ -115,6 +123,8 @@ def test_line_separators_inside_texts_are_no_line_ends(tmp_path: Path) -> None:
         ({"options": ["red", " "]}, "options is ['red', ' ']; no option may be empty"),
         ({"options": ["red", 1.5]}, "options is 1.5; it must be a text"),
         ({"answer": ["x"]}, "answer is ['x']; it must be a text"),
+        ({"end": 10**400}, "end is 1000"),
+        ({"question": "half \ud83d"}, "question is 'half \\ud83d'; it holds half of a surrogate pair"),
         ({"sample_id": "first"}, "sample_id 'first' is already used by"),
     ],
 )
@@ -138,6 +148,12 @@ def test_duplicate_id_in_another_shard_is_named(tmp_path: Path) -> None:
     [
         ("m.jsonl", '{"video": "a", "question": "q"}\n{"video": "b"', "m.jsonl, row 2: not JSON"),
         ("m.jsonl", '["a"]', "m.jsonl, row 1: expected a JSON object"),
+        ("m.jsonl", "[" * 100_000, "m.jsonl, row 1: not JSON"),
+        (
+            "m.jsonl",
+            '{"video": "a", "question": "q", "x": 1' + "0" * 40 + "}",
+            "m.jsonl: column 'x' holds a value that Parquet can't",
+        ),
         (
             "m.jsonl",
             '{"video": "a", "text": "q"}',
