@@ -57,6 +57,12 @@ def test_a_ratio_outside_its_range_is_refused(ratio: float) -> None:
         ViTCoP(retention_ratio=ratio)
 
 
+@pytest.mark.parametrize("layers", [{"shallow_layer": 0}, {"deep_layer": 0}, {"shallow_layer": 5, "deep_layer": 5}])
+def test_layers_that_cannot_be_are_refused(layers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"need 0 < shallow layer < deep layer <= 8"):
+        ViTCoP(retention_ratio=0.5, **layers).plan(Geometry(num_layers=8, frames=8, height=5, width=6))
+
+
 def visual_tokens(frames: int, first: int = 0, seed: int = 0) -> VisualTokens:
     generator = torch.Generator().manual_seed(seed)
     whole = [torch.rand(2, 8, 30, size, generator=generator) for size in (6, 1, 5)]
@@ -66,7 +72,7 @@ def visual_tokens(frames: int, first: int = 0, seed: int = 0) -> VisualTokens:
     )
 
 
-@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.5])
+@pytest.mark.parametrize("ratio", [0.01, 0.02, 0.1, 0.5])
 @pytest.mark.parametrize("chunk", [1, 3, 8])
 def test_stage_one_in_chunks_equals_all_frames_at_once(ratio: float, chunk: int) -> None:
     method, geometry = ViTCoP(retention_ratio=ratio), Geometry(num_layers=8, frames=8, height=5, width=6)

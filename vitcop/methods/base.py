@@ -39,8 +39,7 @@ class Method(ABC):
     retention_ratio: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.retention_ratio <= 1:
-            raise ValueError(f"retention_ratio must be in (0, 1], got {self.retention_ratio}")
+        check_shares(self, "retention_ratio")
 
     def bind(self, model: PreTrainedModel) -> Method:
         """The method as `prune` uses it on a model: the same, unless it needs something that lies beside the model."""
@@ -69,3 +68,18 @@ class Method(ABC):
     def describe(self) -> str:
         """The method with all its settings, for logs and outputs."""
         return repr(self)
+
+
+def check_shares(method: Method, *names: str) -> None:
+    """Raise ValueError unless the method's settings of these names are in (0, 1], or left to their default (None)."""
+    for name in names:
+        value = getattr(method, name)
+        if value is not None and not 0 < value <= 1:
+            raise ValueError(f"{name} must be in (0, 1], got {value}")
+
+
+def check_at_least_one(method: Method, *names: str) -> None:
+    """Raise ValueError unless the method's settings of these names are at least 1."""
+    for name in names:
+        if getattr(method, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(method, name)}")

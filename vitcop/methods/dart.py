@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
-from vitcop.methods.inside import OneLayer, check_at_least_one
+from vitcop.methods.base import check_at_least_one
+from vitcop.methods.inside import OneLayer
 from vitcop.methods.similarity import unit
 from vitcop.selection import Selection, take, true_indices
 from vitcop.tokens import LayerTokens

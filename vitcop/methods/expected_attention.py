@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
+from vitcop.methods.base import check_at_least_one
 from vitcop.methods.before import required
-from vitcop.methods.inside import OneLayer, check_at_least_one
+from vitcop.methods.inside import OneLayer
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, single_stage, solve_stages
-from vitcop.methods.base import Method
+from vitcop.methods.base import Method, check_shares
 from vitcop.methods.before import required
 from vitcop.methods.density import density_peaks, gather_members
 from vitcop.methods.inside import last_token_attention
@@ -67,9 +67,7 @@ class FlashVID(Method):
         super().__post_init__()
         if self.diversity not in ("attention", "attention_and_event"):
             raise ValueError(f"diversity must be 'attention' or 'attention_and_event', got {self.diversity!r}")
-        for field in ("alpha", "inner_share"):
-            if not 0 < getattr(self, field) <= 1:
-                raise ValueError(f"{field} must be in (0, 1], got {getattr(self, field)}")
+        check_shares(self, "alpha", "inner_share")
 
     def plan(self, geometry: Geometry) -> Plan:
         if self.inner_share == 1:

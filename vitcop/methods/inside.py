@@ -31,13 +31,6 @@ class OneLayer(Method):
         )
 
 
-def check_at_least_one(method: Method, *names: str) -> None:
-    """Raise ValueError unless the method's settings of these names are at least 1."""
-    for name in names:
-        if getattr(method, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(method, name)}")
-
-
 def last_token_attention(tokens: LayerTokens, *, own_layer: bool) -> Tensor:
     """Attention that the prompt's last token pays to each visual token, mean over heads: (B, K)."""
     return tokens.attention_to_visual(tokens.last, own_layer=own_layer).mean(dim=1).squeeze(1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan, UnreachableBudgetError
 from vitcop.clustering import density_peak_clusters, patch_positions
-from vitcop.methods.base import Method
+from vitcop.methods.base import Method, check_shares
 from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.scores import key_distance, key_norm
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
@@ -80,6 +80,7 @@ class ViTCoP(Method):
             raise ValueError(f"key_source must be 'cached' or 'before_norm', got {self.key_source!r}")
         if self.key_score == "profile" and self.key_source != "cached":
             raise ValueError(f"profiles are measured on cached keys, got key_source={self.key_source!r}")
+        check_shares(self, "vision_keep", "cluster_fraction")
         if isinstance(self.profile, str | Path):
             object.__setattr__(self, "profile", Profile.load(self.profile))
         if self.merge not in ("authors", "mean"):
@@ -112,8 +113,8 @@ class ViTCoP(Method):
         shallow, deep = default_layers(num_layers)
         if self.key_score == "profile":
             shallow, deep = self._measured.shallow.layer, self._measured.deep.layer
-        shallow = self.shallow_layer or shallow
-        deep = self.deep_layer or max(shallow + 1, deep)
+        shallow = shallow if self.shallow_layer is None else self.shallow_layer
+        deep = max(shallow + 1, deep) if self.deep_layer is None else self.deep_layer
         if not 0 < shallow < deep <= num_layers:
             raise ValueError(f"need 0 < shallow layer < deep layer <= {num_layers}, got {shallow} and {deep}")
         return shallow, deep
@@ -171,7 +172,7 @@ class ViTCoP(Method):
         before = len(frames_with_tokens(plan.entering, geometry.frames, 0, first))
         attention, keys = tokens.attention, tokens.keys
         if len(holding) < tokens.frames:
-            local = torch.tensor([frame - first for frame in holding], device=keys.device)
+            local = torch.tensor([frame - first for frame in holding], dtype=torch.long, device=keys.device)
             attention, keys = attention.index_select(1, local), keys.index_select(1, local)
         else:
             local = torch.arange(tokens.frames, device=keys.device)

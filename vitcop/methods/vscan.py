@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, solve_stages
-from vitcop.methods.base import Method
+from vitcop.methods.base import Method, check_at_least_one, check_shares
 from vitcop.methods.before import required
-from vitcop.methods.inside import check_at_least_one, last_token_attention
+from vitcop.methods.inside import last_token_attention
 from vitcop.methods.quotas import best_of_frame, even_quota_sum, even_quotas, rank
 from vitcop.methods.similarity import unit
 from vitcop.selection import Selection, top_k_in_order, true_indices
@@ -50,8 +50,7 @@ class VScan(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least_one(self, "window")
-        if not 0 < self.inner_share <= 1:
-            raise ValueError(f"inner_share must be in (0, 1], got {self.inner_share}")
+        check_shares(self, "inner_share")
 
     def plan(self, geometry: Geometry) -> Plan:
         layers = scaled_layers([16], geometry.num_layers) if self.layer is None else (self.layer,)
