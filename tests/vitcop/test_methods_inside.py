@@ -149,7 +149,8 @@ def test_every_layers_cache_holds_the_planned_tokens(name: str, family: str) -> 
 def test_rows_of_a_padded_batch_are_pruned_as_they_are_alone(
     name: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, inputs, method = model_of(family), make_inputs(family, (4, 9, 6)), METHODS[name](retention_ratio=RATIO)
+    """Also where there is more padding than visual tokens, so that it is among the last rows of the sequence."""
+    model, inputs, method = model_of(family), make_inputs(family, (4, 90, 6)), METHODS[name](retention_ratio=RATIO)
     if SETUPS[family].grid is None:  # positions that don't count padding, as `generate` passes them
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
     logits, _, _ = prefill(model, inputs, method)
@@ -392,6 +393,10 @@ def test_one_layer_methods_take_another_layer() -> None:
         ("expected_attention", "future_positions", 0),
         ("vscan", "window", 0),
         ("vscan", "inner_share", 1.5),
+        ("flashvid", "alpha", 0.0),
+        ("vitcop", "vision_keep", 0.0),
+        ("vitcop", "vision_keep", 1.5),
+        ("vitcop", "cluster_fraction", 2.0),
         ("knorm", "keep", "middle"),
     ],
 )

@@ -107,7 +107,8 @@ def rater_attention(tokens: LayerTokens, rater: Tensor) -> Iterator[tuple[Tensor
     length, count = tokens.hidden.shape[1], rater.shape[1]
     rows = torch.arange(length - count, length, device=rater.device).expand(len(rater), -1)
     for block, mask in zip(rows.split(ROW_BLOCK, dim=1), rater.split(ROW_BLOCK, dim=1), strict=True):
-        yield block, tokens.attention_to_visual(block, own_layer=False) * mask[:, None, :, None]
+        # Filled, not multiplied: rows of padding see nothing, and their softmax is not a number.
+        yield block, tokens.attention_to_visual(block, own_layer=False).masked_fill(~mask[:, None, :, None], 0)
 
 
 def sum_of(blocks: Iterable[Tensor]) -> Tensor:
