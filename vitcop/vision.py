@@ -36,7 +36,7 @@ class VisionCache:
         """The clip's tokens; `encode` makes them when they are not there.
 
         Args:
-            key: the pixel tensor, compared by identity, and what else the tokens depend on.
+            key: the pixel tensor, compared by identity, its version, and what else the tokens depend on.
         """
         if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(method)):
             self._chunks = []  # lets go of the last clip before the next one is encoded
@@ -87,8 +87,7 @@ class VisionStage:
 
     def encode(self, inputs: dict[str, Any], pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
         """The clip's tokens after this stage; the last clip's are kept for further questions on it."""
-        version = None if pixels.is_inference() else pixels._version
-        key = (pixels, version, geometry)
+        key = (pixels, _version(pixels), geometry)
         if self._last is not None and self._last[0][0] is pixels and self._last[0][1:] == key[1:]:
             self.clock("vision")
         else:
@@ -108,7 +107,8 @@ class VisionStage:
         if self.cache is None:
             chunks = encode()
         else:
-            chunks = self.cache.chunks((pixels, encoded, self.frame_chunk), self.method, encode)
+            key = (pixels, _version(pixels), encoded, self.frame_chunk)
+            chunks = self.cache.chunks(key, self.method, encode)
         if self.method.frame_local:
             return concatenate([self._select(chunk, plan, geometry) for chunk in self._timed(chunks)])
         whole = join_frames(list(chunks))
@@ -131,6 +131,11 @@ class VisionStage:
             self.clock("vision")
             yield chunk
             self.clock("selection")
+
+
+def _version(pixels: Tensor) -> int | None:
+    """Changes when the pixels are written to; None for tensors made in inference mode, which don't count that."""
+    return None if pixels.is_inference() else pixels._version
 
 
 def join_frames(chunks: list[VisualTokens]) -> VisualTokens:

@@ -46,6 +46,14 @@ def test_other_pixels_are_encoded_anew() -> None:
     assert torch.equal(logits(model, second, cache)[0], logits(model, second, None)[0])
 
 
+def test_pixels_written_over_are_encoded_anew() -> None:
+    with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode don't count changes
+        model, cache, inputs = build(FAMILY), VisionCache(), make_inputs(FAMILY)
+        logits(model, inputs, cache)
+        inputs["pixel_values_videos"].mul_(-1)
+        assert torch.equal(logits(model, inputs, cache)[0], logits(model, inputs, None)[0])
+
+
 @pytest.mark.parametrize("family", ["llava_next_video", "llava_onevision"])
 def test_text_after_a_prompt_that_ends_with_a_pruned_token_stands_where_it_stands_in_the_whole(family: str) -> None:
     model, inputs = build(family), make_inputs(family, texts=(6,))
