@@ -88,7 +88,7 @@ def cells_of(config: SweepConfig) -> list[Cell]:
             for ratio in ratios
             for seed in seeds
         ]
-    return cells
+    return list(dict.fromkeys(cells))  # what is asked for twice is answered once
 
 
 CELL_SCHEMA = pa.schema(

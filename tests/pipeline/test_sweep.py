@@ -26,6 +26,11 @@ def test_every_known_method_is_there_by_default() -> None:
     assert {cell.method for cell in cells_of(SweepConfig(keep_ratios=(0.5,)))} == {"none", *METHODS}
 
 
+def test_what_is_asked_for_twice_is_one_cell() -> None:
+    once = cells_of(SweepConfig(keep_ratios=(0.5,), frame_counts=(8,)))
+    assert cells_of(SweepConfig(methods=("all", "vitcop"), keep_ratios=(0.5, 0.5), frame_counts=(8, 8))) == once
+
+
 def test_options_of_a_method_reach_its_settings() -> None:
     (_, cell) = cells_of(SweepConfig(methods=("vitcop:key_score=large,merge=mean",), keep_ratios=(0.25,)))
     assert cell.prune.method == "vitcop" and cell.prune.keep_ratio == 0.25
