@@ -48,7 +48,8 @@ def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = 
     """The closing lines of a job, for people.
 
     Args:
-        pace: of this run: `videos`, `rows` and `seconds`; None when there was nothing left to do.
+        pace: of this run: `videos`, `rows` and `seconds`; None when there was nothing left to do. No seconds have
+            passed when it ended before the first worker was there.
     """
     failed = summary["rows"] - summary["ok"]
     lines = [f"rows      {summary['rows']}: {summary['ok']} ok, {failed} with an error"]
@@ -64,7 +65,7 @@ def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = 
         lines.append(f"time      {', '.join(parts)}")
     if summary["peak_memory_bytes"]:
         lines.append(f"memory    {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most in a worker")
-    if pace is not None:
+    if pace is not None and pace["seconds"]:
         work = f"{pace['videos']} videos, {pace['rows']} rows in {pace['seconds']:.1f} s"
         lines.append(f"this run  {work}: {pace['videos'] / pace['seconds']:.2g} videos/s")
     return "\n".join(lines)

@@ -45,3 +45,7 @@ def test_summary_without_any_answer() -> None:
         summary = summarize(table(rows))
         assert (summary["rows"], summary["ok"], summary["accuracy"]) == (len(rows), 0, None)
         assert "accuracy" not in format_summary(summary)
+
+
+def test_a_run_that_ended_before_it_began_has_no_pace() -> None:
+    assert "this run" not in format_summary(summarize(table([])), {"videos": 0, "rows": 0, "seconds": 0.0})
