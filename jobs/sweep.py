@@ -161,7 +161,8 @@ def output_rows(
     failed = None if result.error is None else error_columns(result.error)
     paired = []
     for number, cell in enumerate(cells):
-        made_by = {"cell": cell.name, "method": cell.method, "keep_ratio": cell.keep_ratio, "seed": cell.seed}
+        ratio = 1.0 if cell.method == FULL else cell.keep_ratio
+        made_by = {"cell": cell.name, "method": cell.method, "keep_ratio": ratio, "seed": cell.seed}
         answers = [failed] * len(rows) if failed else result.answers[number]
         for row, answer in zip(rows, answers, strict=True):
             attempt = result.attempt + attempts.get(row.sample_id, 0)

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.answers import Answer, Question, VideoQA, model_inputs
+from pipeline.answers import Answer, VideoQA, model_inputs
 from pipeline.config import FrameConfig, JobConfig, SweepJobConfig
 from pipeline.manifest import Clip
 from pipeline.model import load_model
 from pipeline.stages import TimedVideo, answer_columns, decode_ways
 from pipeline.sweep import FULL, UNREACHABLE, Cell, cells_of
+from pipeline.worker import exit_when_device_fails, questions_of
 from vitcop import VisionCache
 
 PHASES = ("vision", "selection", "prefill", "generate")
@@ -73,6 +74,7 @@ class SweepModel:
 class SweepAnswerer(SweepModel):
     """Answers all questions of a clip in every cell; the engine's `Answerer`."""
 
+    @exit_when_device_fails()
     def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> list[list[dict[str, Any]]]:
         """For each cell the answer columns of each of the clip's rows."""
         questions = questions_of(clip)
@@ -81,15 +83,13 @@ class SweepAnswerer(SweepModel):
             pixels = model_inputs(self.loaded, timed.video)
             for cell in cells:
                 answers = self.models[cell].answer(timed.video, questions, pixels)
-                columns[cell] = [self._tell(cell, row) for row in answer_columns(timed, answers)]
+                columns[cell] = [_mark_unreachable(row) for row in answer_columns(timed, answers)]
         return [columns[cell] for cell in self.cells]
 
-    def _tell(self, cell: Cell, columns: dict[str, Any]) -> dict[str, Any]:
-        unreachable = {"status": "unreachable"} if columns.get("error_type") == UNREACHABLE else {}
-        ratio = 1.0 if cell.method == FULL else cell.keep_ratio
-        return (
-            columns | unreachable | {"cell": cell.name, "method": cell.method, "keep_ratio": ratio, "seed": cell.seed}
-        )
+
+def _mark_unreachable(columns: dict[str, Any]) -> dict[str, Any]:
+    """A ratio that a clip can't reach is no error to be tried again."""
+    return columns | {"status": "unreachable"} if columns.get("error_type") == UNREACHABLE else columns
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class Measured:
 class SweepMeasurer(SweepModel):
     """Times every cell on one question of a clip, the cells taking turns; the engine's `Answerer`."""
 
+    @exit_when_device_fails()
     def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> Measured:
         """Medians over `cost_rounds` rounds, after one round that only warms up."""
         question = questions_of(clip)[:1]
@@ -167,10 +168,6 @@ class SweepMeasurer(SweepModel):
         if record is None:
             raise RuntimeError("no clip has been answered")
         return record.grid
-
-
-def questions_of(clip: Clip) -> list[Question]:
-    return [Question(question=row.question, options=row.options, answer=row.answer) for row in clip.rows]
 
 
 def _medians(answers: Sequence[Answer], decode: float) -> dict[str, float]:

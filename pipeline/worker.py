@@ -1,6 +1,7 @@
 """What a worker of the main job holds: a model that answers all questions of a clip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,19 @@ from pipeline.answers import Question, VideoQA
 from pipeline.config import JobConfig
 from pipeline.manifest import Clip
 from pipeline.stages import TimedVideo, answer_columns, decode_clip
+
+
+@contextmanager
+def exit_when_device_fails() -> Iterator[None]:
+    """Ends the worker: after an error on the device every later call fails, and a new process gets a sound one."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise SystemExit(f"the device failed: {error}") from error
+
+
+def questions_of(clip: Clip) -> list[Question]:
+    return [Question(question=row.question, options=row.options, answer=row.answer) for row in clip.rows]
 
 
 class ClipAnswerer:
@@ -31,11 +45,7 @@ class ClipAnswerer:
     def decode(self) -> Callable[[Clip], TimedVideo]:
         return partial(decode_clip, frames=self.config.frames, size=self.model.frame_size)
 
+    @exit_when_device_fails()
     def answer(self, clip: Clip, video: TimedVideo) -> list[dict[str, Any]]:
         """The answer columns of each of the clip's rows."""
-        questions = [Question(question=row.question, options=row.options, answer=row.answer) for row in clip.rows]
-        try:
-            return answer_columns(video, self.model.answer(video.video, questions))
-        except torch.AcceleratorError as error:
-            # After an error on the device every later call fails; a new process gets a sound one.
-            raise SystemExit(f"the device failed: {error}") from error
+        return answer_columns(video, self.model.answer(video.video, questions_of(clip)))

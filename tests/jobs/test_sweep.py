@@ -104,7 +104,7 @@ def test_a_registered_method_runs_through_the_sweep(dataset: Path, added: str) -
     (clip, *_) = group_clips(load_manifest(str(dataset)).rows)
     answerer = SweepAnswerer(config, True, 1)
     full, ours = answerer.answer(clip, answerer.decode(clip))
-    assert [row["cell"] for row in ours] == [f"{added}-0.25"] * len(clip.rows)
+    assert [cell.name for cell in answerer.cells] == ["none", f"{added}-0.25"] and len(ours) == len(clip.rows)
     assert all(row["status"] == "ok" and row["visual_tokens_kept"] == 72 for row in ours)
     assert all(row["visual_tokens_kept"] == row["visual_tokens_full"] == 288 for row in full)
 
@@ -120,7 +120,7 @@ def test_frame_counts_share_one_decoding(dataset: Path) -> None:
     (clip, *_) = group_clips(load_manifest(str(dataset)).rows)
     answerer = SweepAnswerer(config, True, 1)
     answers = answerer.answer(clip, answerer.decode(clip))
-    assert [(rows[0]["cell"], rows[0]["num_frames"]) for rows in answers] == [
+    assert [(cell.name, rows[0]["num_frames"]) for cell, rows in zip(answerer.cells, answers, strict=True)] == [
         ("none-4f", 4),
         ("none-8f", 8),
         ("vitcop-0.25-4f", 4),
