@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from vitcop.budget import Geometry, Plan, single_stage
+from vitcop.budget import Geometry, Plan, UnreachableBudgetError, single_stage
 from vitcop.methods.base import Method
 
 T = TypeVar("T")
@@ -16,7 +16,17 @@ class BeforeModel(Method):
     """A method with one stage, before the language model, so that every layer sees `retention_ratio` of the tokens."""
 
     def plan(self, geometry: Geometry) -> Plan:
-        return single_stage(geometry, self.retention_ratio)
+        plan, least = single_stage(geometry, self.retention_ratio), self.fewest(geometry)
+        if plan.entering < least:
+            raise UnreachableBudgetError(
+                f"retention_ratio {self.retention_ratio} keeps {plan.entering} of {geometry.num_tokens} visual tokens, "
+                f"and {self.name} can't keep less than {least}; use at least {least / geometry.num_tokens:.4f}"
+            )
+        return plan
+
+    def fewest(self, geometry: Geometry) -> int:
+        """Fewest tokens that the method can keep of a clip."""
+        return 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
 from vitcop.methods.cells import sample_cells
 from vitcop.methods.quotas import spread
@@ -31,13 +31,11 @@ class Downscale(BeforeModel):
 
     def plan(self, geometry: Geometry) -> Plan:
         plan = super().plan(geometry)
-        if plan.entering < geometry.frames:
-            raise UnreachableBudgetError(
-                f"retention_ratio {self.retention_ratio} is less than one token a frame; "
-                f"use at least {1 / geometry.tokens_per_frame:.4f}"
-            )
         per_frame = max(spread(plan.entering, geometry.frames))
         return replace(plan, grid=small_grid(per_frame, geometry.height, geometry.width))
+
+    def fewest(self, geometry: Geometry) -> int:
+        return geometry.frames
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         if (tokens.height, tokens.width) != plan.grid:

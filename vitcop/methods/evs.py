@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
 from vitcop.methods.similarity import similarity_to_previous
 from vitcop.selection import Selection, top_k_in_order
@@ -31,14 +31,8 @@ class EVS(BeforeModel):
 
     name: ClassVar[str] = "evs"
 
-    def plan(self, geometry: Geometry) -> Plan:
-        plan = super().plan(geometry)
-        if plan.entering < geometry.tokens_per_frame:
-            raise UnreachableBudgetError(
-                f"EVS keeps the first frame whole: retention_ratio {self.retention_ratio} is less than one of "
-                f"{geometry.frames} frames; use at least {1 / geometry.frames:.4f}"
-            )
-        return plan
+    def fewest(self, geometry: Geometry) -> int:
+        return geometry.tokens_per_frame
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         return Selection(keep=top_k_in_order(evs_scores(tokens.features).flatten(1), plan.entering))

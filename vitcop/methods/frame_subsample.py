@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
 from vitcop.methods.cells import sample_cells
 from vitcop.selection import Selection
@@ -24,14 +24,8 @@ class FrameSubsample(BeforeModel):
     baseline: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
 
-    def plan(self, geometry: Geometry) -> Plan:
-        plan = super().plan(geometry)
-        if plan.entering < geometry.tokens_per_frame:
-            raise UnreachableBudgetError(
-                f"retention_ratio {self.retention_ratio} is less than one of {geometry.frames} frames; "
-                f"use at least {1 / geometry.frames:.4f}"
-            )
-        return plan
+    def fewest(self, geometry: Geometry) -> int:
+        return geometry.tokens_per_frame
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         whole, rest = divmod(plan.entering, geometry.tokens_per_frame)

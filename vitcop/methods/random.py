@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from vitcop.budget import Geometry, Plan, single_stage
-from vitcop.methods.base import Method
+from vitcop.budget import Geometry, Plan
+from vitcop.methods.before import BeforeModel
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(Method):
+class Random(BeforeModel):
     """Keep tokens at random before the language model; the same ones for the same seed and shape of a clip.
 
     Attributes:
@@ -26,9 +26,6 @@ class Random(Method):
     baseline: ClassVar[bool] = True
 
     seed: int = 0
-
-    def plan(self, geometry: Geometry) -> Plan:
-        return single_stage(geometry, self.retention_ratio)
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         keep = top_k_in_order(random_scores(self.seed, geometry), plan.entering)
