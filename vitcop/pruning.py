@@ -103,6 +103,8 @@ class prune:
     def __enter__(self) -> PruneStats:
         if id(self.model) in _pruned_models:
             raise RuntimeError("this model is already being pruned; leave the other context first")
+        # `generate` encodes pixels by this method of the model before any forward that a hook could see.
+        encode = self.model._prepare_multimodal_encoder_kwargs_for_generation
         _pruned_models.add(id(self.model))
         base, text, layers = self.family.base, self.family.text, self.family.layers
         self._handles = [
@@ -115,8 +117,6 @@ class prune:
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if self.method.retention_ratio < 1:
                 layer.mlp = TokenChunks(layer.mlp, self.token_chunk)
-        # `generate` encodes pixels by this method of the model before any forward that a hook could see.
-        encode = self.model._prepare_multimodal_encoder_kwargs_for_generation
         self.model._prepare_multimodal_encoder_kwargs_for_generation = functools.partial(self._before_encoding, encode)
         return self.stats
 
@@ -210,7 +210,8 @@ class prune:
         """Replace ids and pixels by the embeddings of the tokens that stay, with their original positions."""
         family, ids, geometry = self.family, inputs["input_ids"], state.geometry
         batch, length = ids.shape
-        offsets = family.token_offsets(geometry).to(ids.device)
+        with torch.device(ids.device):  # made there: copying would wait for all that the device has to do
+            offsets = family.token_offsets(geometry)
         count = len(offsets) + (0 if encoded.fixed is None else encoded.fixed.shape[1])
         place = self._places(ids, count)
         others = torch.ones(count, dtype=torch.bool, device=ids.device).index_fill_(0, offsets, False)
