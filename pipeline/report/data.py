@@ -112,7 +112,7 @@ class Comparison:
     def methods(self) -> list[str]:
         """Methods that take a keep ratio: ViTCoP, random, then the others by group and name."""
         found = {point.method for point in self.points if point.keep_ratio is not None}
-        return sorted(found, key=lambda name: (_rank(name), GROUPS.index(self.group(name)), name))
+        return sorted(found, key=lambda name: (rank(name), GROUPS.index(self.group(name)), name))
 
     def of(self, method: str) -> list[Point]:
         """The points of a method that were reached, largest ratio first."""
@@ -223,11 +223,12 @@ def _distinct(table: pa.Table) -> pa.Table:
     return table.group_by(table.column_names).aggregate([])
 
 
-def _rank(method: str) -> int:
-    """Order of the report: ViTCoP, its variants, random, all others."""
-    if method == SUBJECT:
-        return 0
-    return 1 if is_subject(method) else 2 if method == RANDOM else 3
+def rank(method: str) -> int:
+    """Order of the report: all tokens, ViTCoP, its variants, random, all others."""
+    first = (FULL, SUBJECT)
+    if method in first:
+        return first.index(method)
+    return 2 if is_subject(method) else 3 if method == RANDOM else 4
 
 
 def is_subject(method: str) -> bool:

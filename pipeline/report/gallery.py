@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.report.data import is_subject
+from pipeline.report.data import rank
 from pipeline.report.html import Html, element, join
 from pipeline.report.words import share
-from pipeline.sweep import FULL, RANDOM
+from pipeline.sweep import FULL
 
 GALLERY_FILE = "gallery.json"
 MOST_FRAMES = 8
@@ -62,19 +62,14 @@ def _clip(folder: Path, number: int, clip: Mapping[str, Any]) -> Html:
         canvas = Canvas(f"clip-{number}", (token_frames, *clip["grid"]), shown)
         step = math.ceil(len(frames) / token_frames)
         picture = canvas.strip(frames[np.minimum(shown * step, len(frames) - 1)])
-        rows = [row for cell in sorted(clip["cells"], key=_order) for row in _cell_rows(cell, arrays, canvas)]
+        cells = sorted(clip["cells"], key=lambda cell: (rank(cell["method"]), cell["cell"]))
+        rows = [row for cell in cells for row in _cell_rows(cell, arrays, canvas)]
     source = Html(f'<svg class="defs"><defs><image id="{canvas.name}" {picture}/></defs></svg>')
     heads = ("method", "stage", "kept", f"{len(shown)} of {token_frames} frames", "answer")
     header = element("tr", *(element("th", title) for title in heads))
     body = element("table", element("thead", header), element("tbody", *rows), class_="gallery")
     summary = element("summary", element("b", clip["question"]), " ", element("small", Path(clip["video"]).name))
     return element("details", summary, source, _question(clip), element("div", body, class_="scroll"), open=number == 0)
-
-
-def _order(cell: Mapping[str, Any]) -> tuple[int, str]:
-    """All tokens, ViTCoP and its variants, random, then by name."""
-    method = cell["method"]
-    return (0 if method == FULL else 1 if is_subject(method) else 2 if method == RANDOM else 3), cell["cell"]
 
 
 def _question(clip: Mapping[str, Any]) -> Html:
