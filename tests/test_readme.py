@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -126,6 +127,14 @@ def check_submitted(checkout: Path, printed: str) -> None:
     assert "40/40 rows (100 %)" in printed
 
 
+def check_sweep(checkout: Path, printed: str) -> None:
+    cells = {row["cell"]: row for row in pq.read_table(checkout / "output/sweep-small/cells.parquet").to_pylist()}
+    assert {name for name, row in cells.items() if not row["reachable"]} == {"fastv-0.1"}
+    assert all(row["n"] == 40 and row["seconds_total"] > 0 for row in cells.values() if row["reachable"])
+    assert cells["vitcop-0.1"]["retention_mean"] == pytest.approx(0.1, abs=0.005)
+    assert (checkout / "output/sweep-small/report.html").is_file()
+
+
 def check_frames(checkout: Path, printed: str) -> None:
     assert json.loads(printed)["frames"] == 32
     with Image.open(checkout / "output/frames.png") as sheet:
@@ -138,6 +147,7 @@ CHECKS: dict[str, Callable[[Path, str], None] | None] = {
     "source .venv/bin/activate": None,
     "python jobs/videoqa.py --manifest": check_own_videos,
     "RAY_AUTH_MODE=token ray job submit": check_submitted,
+    "python jobs/sweep.py --manifest": check_sweep,
     "python -m pipeline.video": check_frames,
 }
 
