@@ -116,12 +116,19 @@ class CacheLayout:
         return position_ids
 
 
-def last_position(position_ids: Tensor, batch: int) -> Tensor:
-    """(B,) largest position of the last token in position ids (B or 1, S) or (3 or 4, B or 1, S)."""
-    last = position_ids[..., -1]
-    if last.dim() == 2:
-        last = last[-3:].amax(dim=0)  # with four rows, the first counts text tokens for masks and is no position
-    return last.expand(batch)
+def last_position(position_ids: Tensor, batch: int, valid: Tensor | None) -> Tensor:
+    """(B,) largest position of the last token that is no padding.
+
+    Args:
+        position_ids: (B or 1, S) or (3 or 4, B or 1, S).
+        valid: (B, S) bool or None, False at padding.
+    """
+    if position_ids.dim() == 3:
+        position_ids = position_ids[-3:].amax(dim=0)  # with four rows, the first counts text tokens for masks
+    if valid is None:
+        return position_ids[:, -1].expand(batch)
+    last = (torch.arange(valid.shape[1], device=valid.device) * valid).amax(dim=1, keepdim=True)
+    return position_ids.expand(batch, -1).gather(1, last).squeeze(1)
 
 
 def check_cache(cache: Cache) -> None:

@@ -217,11 +217,12 @@ class prune:
         others = torch.ones(count, dtype=torch.bool, device=ids.device).index_fill_(0, offsets, False)
         fixed_place = place[:, true_indices(others[None], count - len(offsets))[0]]
         tokens = place[:, offsets]
+        valid = None if (mask := inputs.get("attention_mask")) is None else mask.bool()
         sequence = Sequence(
             visual=tokens,
             index=torch.arange(len(offsets), device=ids.device).expand(batch, -1),
             labels=None,
-            valid=None if (mask := inputs.get("attention_mask")) is None else mask.bool(),
+            valid=valid,
             after=length - 1 - place[:, -1],
             deepstack=(),
             length=length,
@@ -237,11 +238,11 @@ class prune:
         position_ids = inputs.get("position_ids")
         if position_ids is None:
             position_ids = family.position_ids(inputs)
-        end = last_position(position_ids, batch)  # also where the prompt ends with a visual token that is pruned
+        end = last_position(position_ids, batch, valid)  # also where the prompt ends with a visual token that is pruned
         position_ids = slice_positions(position_ids, positions)
         if self.positions == "compact":
             position_ids = compact_positions(position_ids, sequence.valid)
-            end = last_position(position_ids, batch)
+            end = last_position(position_ids, batch, sequence.valid)
         elif position_ids.dim() == 2:
             self._warn_beyond_context(length)
         state.sequence = sequence

@@ -261,6 +261,19 @@ def test_the_last_token_is_found_before_padding_on_the_right(monkeypatch: pytest
     assert tokens.question.sum(dim=1).tolist() == [5, 3]
 
 
+def test_the_next_position_follows_the_text_before_padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    family, method = "qwen2_5_vl", FastV(retention_ratio=RATIO)
+    inputs = make_inputs(family, (5, 5))
+    alone = {
+        name: value[:, :-2] if value.shape == inputs["input_ids"].shape else value for name, value in inputs.items()
+    }
+    inputs["attention_mask"][1, -2:] = 0
+    with watched(method, monkeypatch) as seen:
+        prefill(model_of(family), inputs, method)
+        prefill(model_of(family), alone, method)
+    assert seen[0][0].next_position[1] == seen[1][0].next_position[1]
+
+
 @pytest.mark.parametrize("count", [2, 4, 9, 21, 36])
 def test_dart_keeps_visual_pivots_and_gives_the_others_even_shares(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = layer_tokens("qwen2_5_vl", "dart", monkeypatch)
