@@ -80,6 +80,11 @@ def test_other_models_are_refused_with_the_list_of_families() -> None:
         prune(nn.Linear(2, 2), METHOD)
 
 
+def test_a_model_without_its_head_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="pass the whole model"):
+        prune(build("llava_onevision").model, METHOD)
+
+
 def test_other_vision_towers_are_refused() -> None:
     vision = PixtralVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     config = LlavaConfig(vision_config=vision, text_config=Qwen2Config(**TEXT), vision_feature_layer=-1)

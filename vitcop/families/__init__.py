@@ -29,13 +29,17 @@ def family_of(model: nn.Module) -> Family:
     """Return the adapter for a model.
 
     Raises:
-        UnsupportedModelError: no family here has the model's type.
+        UnsupportedModelError: no family here has the model's type, or the model is a part of one (`model.model`).
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in FAMILIES:
         known = ", ".join(adapter.label for adapter in ADAPTERS)
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model_type!r}) can't be pruned; known are {known}"
+        )
+    if not hasattr(model, "model"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language model head; pass the whole model (...ForConditionalGeneration)"
         )
     return FAMILIES[model_type](model)
 
