@@ -235,6 +235,8 @@ def _check_file(path: str) -> None:
         status = Path(path).stat()
     except OSError as error:
         raise VideoError("missing", f"{path}: cannot be opened ({error.strerror})") from error
+    except ValueError as error:
+        raise VideoError("missing", f"{path!r}: no file can have this name ({error})") from error
     if not stat.S_ISREG(status.st_mode):
         what = "directory" if stat.S_ISDIR(status.st_mode) else "special file (FIFO, socket or device)"
         raise VideoError("not_a_file", f"{path}: is a {what}, not a video file")

@@ -327,6 +327,12 @@ def test_what_is_no_video_is_named_at_once(tmp_path: Path, what: str, kind: str)
     assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
 
 
+def test_a_name_that_no_file_can_have_is_missing() -> None:
+    with pytest.raises(VideoError, match="no file can have this name") as caught:
+        decode("a\0b.mp4", ALL)
+    assert caught.value.kind == "missing"
+
+
 def test_a_stream_in_which_nothing_decodes_is_unreadable(make: Make, tmp_path: Path) -> None:
     with av.open(str(make("closed.mp4"))) as container:
         packets = [(p.pos, p.size) for p in container.demux(video=0) if p.size]
