@@ -78,17 +78,20 @@ class OutputFolder:
         """`run.json`, or None when there is none.
 
         Raises:
-            ConfigError: parts without a readable `run.json`.
+            ConfigError: parts without a readable `run.json`, or one that no job has written.
         """
         file = self.path / RUN_FILE
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            run = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             if self.parts:
                 raise ConfigError(f"{self.path} has parts but no {RUN_FILE}; choose another --output") from None
             return None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file} is not readable: {error}; choose another --output") from error
+        if not isinstance(run, dict) or "fingerprint" not in run:
+            raise ConfigError(f"{file} is not the record of a job; choose another --output")
+        return run
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         with _replacing(self.path / RUN_FILE) as temporary:

@@ -69,12 +69,13 @@ def test_schema_is_the_same_for_errors_and_answers(tmp_path: Path, manifest: Man
     assert schemas[0].field("note").type == pa.string()
 
 
-def test_parts_open_with_pandas_and_duckdb(tmp_path: Path, manifest: Manifest) -> None:
+def test_parts_beside_the_record_open_with_pandas_and_duckdb(tmp_path: Path, manifest: Manifest) -> None:
     duckdb, pandas = pytest.importorskip("duckdb"), pytest.importorskip("pandas")
     with open_output(tmp_path / "out") as folder:
         fill(folder, manifest, OK)
-    assert len(pandas.read_parquet(tmp_path / "out")) == 6
-    rows = duckdb.sql(f"select prediction, visual_tokens_stages from '{tmp_path}/out/*.parquet'").fetchall()
+        folder.write_run({"state": "finished"})
+    assert len(pandas.read_parquet([str(part) for part in folder.parts])) == 6
+    rows = duckdb.sql(f"select prediction, visual_tokens_stages from '{tmp_path}/out/part-*.parquet'").fetchall()
     assert rows == [("red", {"deep": 3})] * 6
 
 
@@ -129,6 +130,10 @@ def test_parts_without_a_run_file_are_refused(tmp_path: Path, manifest: Manifest
         (folder.path / "run.json").write_text("{")
         with pytest.raises(ConfigError, match=r"run\.json is not readable"):
             folder.claim({})
+        for other in ("{}", "[1]"):
+            (folder.path / "run.json").write_text(other)
+            with pytest.raises(ConfigError, match=r"run\.json is not the record of a job"):
+                folder.claim({})
 
 
 def test_damaged_part_is_named(tmp_path: Path, manifest: Manifest) -> None:
