@@ -77,7 +77,7 @@ class Progress:
             return f"{text}, {self.errors} errors"
         rate = (self.done - done_then) / max(self.clock() - began, 1e-9)
         left = _clock_time((self.total - self.done) / rate)
-        return f"{text}, {rate:.2g} {self.unit}s/s, ETA {left}, {self.errors} errors"
+        return f"{text}, {two_digits(rate)} {self.unit}s/s, ETA {left}, {self.errors} errors"
 
 
 @contextmanager
@@ -104,6 +104,11 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def two_digits(number: float) -> str:
+    """A rate to be read by people: 0.034, 2.5, 540."""
+    return f"{float(f'{number:.2g}'):g}"
 
 
 def _clock_time(seconds: float) -> str:

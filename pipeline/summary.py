@@ -6,6 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.progress import two_digits
+
 PHASES = ("decode", "vision", "selection", "prefill", "generate")
 
 SUMMARY_COLUMNS = (
@@ -67,5 +69,5 @@ def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = 
         lines.append(f"memory    {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most in a worker")
     if pace is not None and pace["seconds"]:
         work = f"{pace['videos']} videos, {pace['rows']} rows in {pace['seconds']:.1f} s"
-        lines.append(f"this run  {work}: {pace['videos'] / pace['seconds']:.2g} videos/s")
+        lines.append(f"this run  {work}: {two_digits(pace['videos'] / pace['seconds'])} videos/s")
     return "\n".join(lines)

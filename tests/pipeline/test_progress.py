@@ -33,9 +33,13 @@ def test_lines_come_in_time_with_rate_and_eta() -> None:
     progress.add(40, errors=3)
     progress.tick()
     assert stream.getvalue().splitlines()[1:] == ["[00:40] 150/400 rows (37 %), 4 rows/s, ETA 01:02, 3 errors"]
+    progress.add(200, errors=0)
+    assert "350/400 rows (87 %), 24 rows/s" in progress.line()
+    clock.now = 30.5
+    assert "480 rows/s" in progress.line()
     clock.now = 40 + 3600
     progress.close()
-    assert stream.getvalue().splitlines()[-1].startswith("[1:00:40] 150/400 rows")
+    assert stream.getvalue().splitlines()[-1].startswith("[1:00:40] 350/400 rows")
 
 
 def test_terminal_gets_a_bar() -> None:

@@ -38,6 +38,7 @@ def test_summary_of_answers_and_errors() -> None:
     text = format_summary(summary, {"videos": 5, "rows": 7, "seconds": 2.5})
     for words in ("7: 4 ok, 3 with an error", "2 x video_missing", "66.7 % of 3 rows", "(25.0 %)", "2 videos/s"):
         assert words in text
+    assert "170 videos/s" in format_summary(summary, {"videos": 5000, "rows": 10000, "seconds": 29.9})
 
 
 def test_summary_without_any_answer() -> None:
