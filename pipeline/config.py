@@ -109,7 +109,7 @@ class FrameConfig:
         _require(
             cap is None or self.min_frames <= cap, "min_frames", self.min_frames, f"at most the {cap} frames taken"
         )
-        _require(self.fps is None or self.fps > 0, "fps", self.fps, "positive")
+        _require(self.fps is None or 0 < self.fps <= 1000, "fps", self.fps, "in (0, 1000]")
         _require(self.decode_timeout > 0, "decode_timeout", self.decode_timeout, "a positive number of seconds")
 
     @property

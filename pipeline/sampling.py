@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.container import VideoError, VideoInfo
 
 _CLOCK_TOLERANCE = 1e-6  # seconds; a time read from text is seldom the same float as pts * time_base
+_MAX_FPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Sampling:
     Attributes:
         num_frames: this many frames, evenly spread over the frames of the span, its first and last included; a single
             frame is the middle one.
-        fps: one frame every 1/fps seconds of the video's own time, from the span's first frame on.
+        fps: one frame every 1/fps seconds of the video's own time, from the span's first frame on; 1000 at most.
         max_frames: never more frames than this; the chosen ones are thinned evenly.
         start, end: the span in seconds on the file's own clock, both ends included; None is the video's own end. A span
             that falls between two frames takes the frame on screen at `start`.
@@ -40,6 +41,8 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be above 0")
+        if self.fps is not None and self.fps > _MAX_FPS:
+            raise ValueError(f"fps={self.fps} must be {_MAX_FPS} at most")
         if self.start is not None and self.end is not None and self.end <= self.start:
             raise ValueError(f"end={self.end} must be after start={self.start}")
         for name in ("num_frames", "max_frames"):

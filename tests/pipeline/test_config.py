@@ -80,6 +80,7 @@ def test_wrong_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
         ("frames", {"num_frames": 0}, "num_frames is 0"),
         ("frames", {"min_frames": 9}, "min_frames is 9; it must be at most the 8 frames taken"),
         ("frames", {"fps": -1.0}, "fps is -1.0"),
+        ("frames", {"fps": float("inf")}, "fps is inf"),
         ("frames", {"decode_timeout": 0.0}, "decode_timeout is 0.0"),
         ("prune", {"keep_ratio": 0.0}, "keep_ratio is 0.0"),
         ("prune", {"frame_chunk": 0}, "frame_chunk is 0"),

@@ -110,6 +110,7 @@ def test_span_outside_the_video_is_an_error_that_says_what_there_is(span: dict[s
         ({"num_frames": 0}, "num_frames=0"),
         ({"fps": -1.0}, "fps=-1"),
         ({"fps": float("nan")}, "fps=nan"),
+        ({"fps": float("inf")}, "fps=inf must be 1000 at most"),
         ({"fps": 1.0, "max_frames": 0}, "max_frames=0"),
         ({"num_frames": 4, "min_frames": 0}, "min_frames=0"),
         ({"num_frames": 4, "min_frames": 5}, "below min_frames=5"),
