@@ -44,6 +44,8 @@ class Deferred(dict[str, Any]):
         return Deferred(self)  # for an assistant model; it needs no pixels of its own
 
 
+ENCODE = "_prepare_multimodal_encoder_kwargs_for_generation"
+
 _pruned_models: set[int] = set()
 
 
@@ -103,8 +105,6 @@ class prune:
     def __enter__(self) -> PruneStats:
         if id(self.model) in _pruned_models:
             raise RuntimeError("this model is already being pruned; leave the other context first")
-        # `generate` encodes pixels by this method of the model before any forward that a hook could see.
-        encode = self.model._prepare_multimodal_encoder_kwargs_for_generation
         _pruned_models.add(id(self.model))
         base, text, layers = self.family.base, self.family.text, self.family.layers
         self._handles = [
@@ -117,7 +117,9 @@ class prune:
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if self.method.retention_ratio < 1:
                 layer.mlp = TokenChunks(layer.mlp, self.token_chunk)
-        self.model._prepare_multimodal_encoder_kwargs_for_generation = functools.partial(self._before_encoding, encode)
+        # Newer versions of `generate` encode pixels by this method, before any forward that a hook could see.
+        if (encode := getattr(self.model, ENCODE, None)) is not None:
+            setattr(self.model, ENCODE, functools.partial(self._before_encoding, encode))
         return self.stats
 
     def __exit__(
@@ -128,7 +130,7 @@ class prune:
         for layer in self.family.layers:
             if isinstance(layer.mlp, TokenChunks):
                 layer.mlp = layer.mlp.mlp
-        del self.model._prepare_multimodal_encoder_kwargs_for_generation  # the class's own shows again
+        vars(self.model).pop(ENCODE, None)  # the class's own shows again
         self._handles, self._active, self._visual = [], None, {}
         self._vision.forget()
         _pruned_models.discard(id(self.model))

@@ -146,6 +146,11 @@ def rotate(states: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return states * cos + torch.cat((-high, low), dim=-1) * sin
 
 
+def joined(parts: Any) -> Tensor:
+    """One tensor of what a model gives whole or in parts along the first axis; which it is depends on its version."""
+    return parts if isinstance(parts, Tensor) else torch.cat(tuple(parts))
+
+
 class Capture:
     """Keeps the outputs of some modules while it is entered."""
 

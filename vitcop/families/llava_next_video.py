@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitcop.families.base import UnsupportedModelError
+from vitcop.families.base import UnsupportedModelError, joined
 from vitcop.families.frame_tower import VideoTower
 
 
@@ -41,4 +42,5 @@ class LlavaNextVideo(VideoTower):
 
     def project(self, frames: Tensor) -> Tensor:
         output: Any = self.base.get_video_features(frames, return_dict=True)
-        return output.pooler_output.unflatten(1, (frames.shape[1], -1))
+        features = joined(output.pooler_output)
+        return features.reshape(*frames.shape[:2], math.prod(self.grid), features.shape[-1])

@@ -41,7 +41,8 @@ class LlavaOnevision(VideoTower):
 
     def project(self, frames: Tensor) -> Tensor:
         output = self.base.get_video_features(frames, return_dict=True).pooler_output
-        return output[:, :-1].unflatten(1, (frames.shape[1], -1))  # the last one is the newline
+        count = frames.shape[1] * math.prod(self.grid)  # a newline may follow, which depends on the version
+        return output[:, :count].unflatten(1, (frames.shape[1], -1))
 
     def encode(
         self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int

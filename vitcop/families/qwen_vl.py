@@ -12,7 +12,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
-from vitcop.families.base import Capture, Family, UnsupportedInputError, rotate
+from vitcop.families.base import Capture, Family, UnsupportedInputError, joined, rotate
 from vitcop.methods.base import Method
 from vitcop.scores import received_attention
 from vitcop.tokens import VisualTokens
@@ -107,13 +107,13 @@ class QwenVL(Family):
         with Capture(**modules) as captured:
             output = self.base.get_video_features(slices.flatten(0, 2), grid, return_dict=True)
         return VisualTokens(
-            features=torch.cat(output.pooler_output).unflatten(0, shape),
+            features=joined(output.pooler_output).unflatten(0, shape),
             height=geometry.height,
             width=geometry.width,
             attention=self._saliency(captured, grid, shape) if method.needs_vision_attention else None,
             keys=self._keys(captured, grid, shape) if method.needs_vision_keys else None,
             first_frame=first,
-            deepstack=tuple(torch.cat(side).unflatten(0, shape) for side in self._deepstack(output)),
+            deepstack=tuple(joined(side).unflatten(0, shape) for side in self._deepstack(output)),
         )
 
     def _deepstack(self, output: Any) -> list[Any]:
