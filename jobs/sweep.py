@@ -127,7 +127,7 @@ def finish(
     facts: dict[str, Mapping[str, Any]] = {}
     for _, each in measured:
         facts = {**each.facts, **facts}
-    costs = merge_costs([each for _, each in measured])
+    costs = merge_costs([each for _, each in measured[: config.sweep.cost_clips]])
     table = summarize_cells(cells, rows.append_column("clip", pa.array(clips, pa.string())), facts, costs, kind)
     pq.write_table(table, output / CELLS, compression="zstd")
     write_gallery(config, output, cells, measured[: config.sweep.gallery_clips])
@@ -144,12 +144,11 @@ def measure(config: SweepJobConfig, manifest: Manifest) -> list[tuple[Clip, Any]
     progress = Progress(len(clips), interval=config.run.progress_interval, unit="clip")
     found = []
     one = job.single_worker(engine)
-    with Engine[Clip](partial(SweepMeasurer, config, False), one) as workers:
-        for result in workers.run(clips, progress.tick):
+    with Engine[Clip](partial(SweepMeasurer, config, False), one) as workers, job.shown(progress) as tick:
+        for result in workers.run(clips, tick):
             progress.add(1, result.error is not None)
             if result.error is None:
                 found.append((result.clip, result.answers))
-    progress.close()
     return sorted(found, key=lambda pair: pair[0].rows[0].index)
 
 

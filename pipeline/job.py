@@ -6,7 +6,8 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,12 +86,7 @@ def answer_all(
     done = len(manifest.rows) - len(plan.rows)
     progress = Progress(len(manifest.rows), initial=done, interval=run.progress_interval)
     began = time.monotonic()
-    with Engine[Clip](build, settings) as engine, deferred_interrupts() as check_interrupt:
-
-        def tick() -> None:
-            check_interrupt()
-            progress.tick()
-
+    with Engine[Clip](build, settings) as engine, shown(progress) as tick:
         try:
             for result in engine.run(clips, tick):
                 rows = answers(result)
@@ -101,6 +97,20 @@ def answer_all(
         finally:
             pace.seconds = time.monotonic() - began
             writer.flush()
+
+
+@contextmanager
+def shown(progress: Progress) -> Iterator[Callable[[], None]]:
+    """Shows the progress of an engine's run, which calls what this yields; interrupts come there, and only there."""
+    with deferred_interrupts() as check_interrupt:
+
+        def tick() -> None:
+            check_interrupt()
+            progress.tick()
+
+        try:
+            yield tick
+        finally:
             progress.close()
 
 

@@ -133,7 +133,7 @@ class SweepMeasurer(SweepModel):
                     gallery[cell.name] = self._picture(cell, answer)
         first = next(iter(videos_of))
         return Measured(
-            costs={cell.name: _medians(answers, videos_of[cell].seconds) for cell, answers in seconds.items()},
+            costs={cell.name: self._medians(answers, videos_of[cell].seconds) for cell, answers in seconds.items()},
             facts={cell.name: self._facts(cell) for cell in videos_of},
             gallery=gallery,
             frames=videos_of[first].video.frames,
@@ -158,6 +158,20 @@ class SweepMeasurer(SweepModel):
             "flops_total": 2 * float(record.macs_vision + record.macs_language),
         }
 
+    def _medians(self, answers: Sequence[Answer], decode: float) -> dict[str, float]:
+        """Costs of one question on one clip; `decode` was measured once."""
+        medians = {
+            f"seconds_{phase}": statistics.median(getattr(a, f"seconds_{phase}") for a in answers) for phase in PHASES
+        }
+        tokens = statistics.median(answer.generated_tokens for answer in answers)
+        total = statistics.median(sum(getattr(a, f"seconds_{phase}") for phase in PHASES) for a in answers)
+        costs = medians | {"seconds_decode": decode, "seconds_total": total, "cost_runs": len(answers)}
+        if tokens:
+            costs["seconds_per_token"] = medians["seconds_generate"] / tokens
+        if self.loaded.device.type == "cuda":  # on the CPU it is the process's peak, which says nothing of a cell
+            costs["peak_memory_bytes"] = max(answer.peak_memory_bytes for answer in answers)
+        return costs
+
     def _picture(self, cell: Cell, answer: Answer) -> dict[str, Any]:
         record = self.models[cell].record
         kept = {} if record is None else {name: index[0].numpy(force=True) for name, index in record.kept_index.items()}
@@ -168,21 +182,6 @@ class SweepMeasurer(SweepModel):
         if record is None:
             raise RuntimeError("no clip has been answered")
         return record.grid
-
-
-def _medians(answers: Sequence[Answer], decode: float) -> dict[str, float]:
-    """Costs of one question on one clip; `decode` was measured once."""
-    medians = {
-        f"seconds_{phase}": statistics.median(getattr(a, f"seconds_{phase}") for a in answers) for phase in PHASES
-    }
-    tokens = statistics.median(answer.generated_tokens for answer in answers)
-    total = statistics.median(sum(getattr(a, f"seconds_{phase}") for phase in PHASES) for a in answers)
-    costs = medians | {"seconds_decode": decode, "seconds_total": total, "cost_runs": len(answers)}
-    if tokens:
-        costs["seconds_per_token"] = medians["seconds_generate"] / tokens
-    if torch.cuda.is_available():  # on the CPU it is the process's peak, which says nothing of a cell
-        costs["peak_memory_bytes"] = max(answer.peak_memory_bytes for answer in answers)
-    return costs
 
 
 def merge_costs(measured: Sequence[Measured]) -> Mapping[str, Mapping[str, Any]]:
