@@ -158,8 +158,9 @@ def _fact(key: str, value: Any) -> tuple[Html, Html]:
 
 def measured_how(sweep: Sweep) -> list[str]:
     """What the numbers mean and how they were taken."""
-    seeds, clips = sweep.setting("sweep", "seeds"), sweep.setting("sweep", "cost_clips")
-    rounds = sweep.setting("sweep", "cost_rounds")
+    seeds, clips, rounds = (sweep.setting("sweep", name) for name in ("seeds", "cost_clips", "cost_rounds"))
+    if clips and sweep.clips:
+        clips = min(clips, sweep.clips)
     notes = [
         "Budget: a keep ratio is the number of visual tokens that a layer of the language model sees, averaged over "
         "its layers, over the number before pruning; tokens that a method adds count. Each method's settings are "
