@@ -8,6 +8,7 @@ OUTPUT/answers holds a row for each question and cell, OUTPUT/cells.parquet a ro
 report.md and plots/ what people read. Exit codes are those of jobs/videoqa.py; the same command continues.
 """
 
+import dataclasses
 import json
 import logging
 import sys
@@ -31,7 +32,7 @@ from pipeline.manifest import Clip, Manifest, group_clips, load_manifest
 from pipeline.output import ANSWER_SCHEMA, RUN_FILE, OutputFolder, ShardWriter, open_output
 from pipeline.progress import Progress
 from pipeline.stages import error_columns
-from pipeline.sweep import FULL, Cell, cells_of, summarize_cells
+from pipeline.sweep import FULL, Cell, cells_of, named_methods, summarize_cells
 
 DEMO_OUTPUT = Path("output/sweep")
 DEMO_CLIPS = 32
@@ -73,6 +74,7 @@ def run(config: SweepJobConfig, output: Path, folder: OutputFolder) -> int:
     from pipeline.report import write_report
     from pipeline.sweep_worker import SweepAnswerer
 
+    config = dataclasses.replace(config, sweep=named_methods(config.sweep))
     cells = cells_of(config.sweep)
     manifest = load_manifest(
         config.input.manifest or job.render_demo(output / "videos", DEMO_CLIPS),

@@ -63,17 +63,25 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError(f"--methods {text}: {error}") from error
 
 
+def named_methods(config: SweepConfig) -> SweepConfig:
+    """The settings with every method by its name, so that a record says what `all` stood for."""
+    from vitcop.methods import METHODS
+
+    names = chain.from_iterable(METHODS if text == "all" else [text] for text in config.methods)
+    return dataclasses.replace(config, methods=tuple(dict.fromkeys(names)))
+
+
 def cells_of(config: SweepConfig) -> list[Cell]:
     """All cells: for each frame count the full model, the floors, and each method at each ratio with each seed.
 
     Raises:
         ConfigError: an unknown method or option.
     """
-    from vitcop.methods import METHODS, get_method
+    from vitcop.methods import get_method
 
     counts: Sequence[int | None] = config.frame_counts or (None,)
     cells = [Cell(method=FULL, num_frames=count) for count in counts]
-    for text in chain.from_iterable(METHODS if text == "all" else [text] for text in config.methods):
+    for text in named_methods(config).methods:
         name, options = split_method(text)
         try:
             method = get_method(name)(retention_ratio=0.5, **options)
