@@ -79,39 +79,56 @@ def measure(model: PreTrainedModel, frames: int, setting: Setting) -> Peak:
     return peak_memory(lambda: prefill(model, frames, setting), model, model.device)
 
 
-def most_frames(peak_of: Callable[[int], int], budget: int, measured: dict[int, int], cap: int) -> int:
-    """The most frames whose peak stays within a budget, up to `cap`, within `TOLERANCE`; `measured` is added to."""
+def most_frames(
+    peak_of: Callable[[int], int], budget: int, measured: dict[int, int], per_frame: float, cap: int
+) -> int:
+    """The most frames whose peak stays within a budget, up to `cap`, within `TOLERANCE`.
+
+    Args:
+        measured: peaks by frames, one at least; those measured here are added.
+        per_frame: bytes of a further frame, as far as they are known; few frames can hide behind a constant peak.
+    """
     while True:
         fitting = max((frames for frames, peak in measured.items() if peak <= budget), default=0)
         over = min((frames for frames, peak in measured.items() if peak > budget), default=cap + 1)
         if over - fitting <= max(1, TOLERANCE * fitting):
             return fitting
-        frames = min(max(_where_line_meets(measured, budget), fitting + 1), over - 1)
+        frames = min(max(_where_line_meets(measured, budget, per_frame), fitting + 1), over - 1)
         measured[frames] = peak_of(frames)
 
 
-def _where_line_meets(measured: dict[int, int], budget: int) -> int:
+def _where_line_meets(measured: dict[int, int], budget: int, per_frame: float) -> int:
     """Frames at which the line through the two points nearest to the budget reaches it."""
-    nearest = sorted(measured.items(), key=lambda point: abs(point[1] - budget))[:2]
-    (few, low), (many, high) = sorted(nearest)
-    return few + int((budget - low) * (many - few) / max(1, high - low))
+    (frames, peak), *others = sorted(measured.items(), key=lambda point: abs(point[1] - budget))[:2]
+    slopes = [(peak - other_peak) / (frames - other) for other, other_peak in others]
+    return frames + int((budget - peak) / max(per_frame, *slopes))
 
 
 def run_setting(model: PreTrainedModel, setting: Setting, frames: Sequence[int], budget: int | None, cap: int) -> Any:
-    """Peaks at each number of frames, the bytes of a further frame, and the most frames within the budget."""
+    """Peaks at each number of frames, the bytes of a further frame, and the most frames within the budget.
+
+    Without a budget, the peak at the largest number of frames is the budget.
+    """
     peaks = {count: measure(model, count, setting) for count in frames}
     few, many = sorted(peaks)[-2:]
+    per_frame = bytes_per_frame(model, prefill(model, few, setting), few)
+
+    def peak_of(count: int) -> int:
+        peaks[count] = measure(model, count, setting)
+        return peaks[count].bytes
+
     measured = {count: peak.bytes for count, peak in peaks.items()}
-    budget = budget or measured[many]
-    fitting = most_frames(lambda count: measure(model, count, setting).bytes, budget, measured, cap)
-    record = prefill(model, many, setting)
+    if budget is None:
+        budget, fitting = measured[many], many
+    else:
+        fitting = most_frames(peak_of, budget, measured, per_frame, cap)
+    few, many = sorted(peaks)[-2:]
     return {
         **vars(setting),
-        "method": record.method if record else "none",
-        "peaks": {count: measured[count] for count in sorted(measured)},
+        "peaks": {count: peaks[count].bytes for count in sorted(peaks)},
         "bytes_per_frame": {
-            "measured": round((measured[many] - measured[few]) / (many - few)),
-            "formula": round(bytes_per_frame(model, record, many)),
+            "measured": round((peaks[many].bytes - peaks[few].bytes) / (many - few)),
+            "formula": round(per_frame),
         },
         "holders": dict(peaks[many].holders[:HOLDERS]),
         "budget": budget,

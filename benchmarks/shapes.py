@@ -78,7 +78,7 @@ SHAPES: dict[str, Callable[[], PretrainedConfig]] = {
     "llava-onevision-0.5b": lambda: llava_onevision(QWEN2_05B),
     "llava-onevision-0.5b-thin": lambda: llava_onevision(QWEN2_05B, num_hidden_layers=2),
     "llava-onevision-7b": lambda: llava_onevision(QWEN2_7B),
-    "llava-onevision-7b-thin": lambda: llava_onevision(QWEN2_7B | {"num_hidden_layers": 4}, num_hidden_layers=2),
+    "llava-onevision-7b-thin": lambda: llava_onevision(QWEN2_7B | {"num_hidden_layers": 16}, num_hidden_layers=2),
     "qwen2.5-vl-7b": qwen2_5_vl_7b,
 }
 

@@ -118,10 +118,10 @@ def test_the_most_frames_that_fit_are_found_in_few_measurements() -> None:
         return 1000 + 70 * frames + frames**2 // 20
 
     measured = {16: peak_of(16), 32: peak_of(32)}
-    assert most_frames(peak_of, 20_000, dict(measured), cap=40) == 40
-    assert most_frames(peak_of, 100, dict(measured), cap=40) == 0
+    assert most_frames(peak_of, 20_000, dict(measured), 70, cap=40) == 40
+    assert most_frames(peak_of, 100, dict(measured), 70, cap=40) == 0
     asked.clear()
-    found = most_frames(peak_of, 20_000, measured, cap=4096)
+    found = most_frames(peak_of, 20_000, measured, 70, cap=4096)
     assert peak_of(found) <= 20_000 < peak_of(round(found * 1.04))
     assert len(asked) < 8
 
