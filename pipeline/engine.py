@@ -16,6 +16,7 @@ What can go wrong, and what it costs:
 import asyncio
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -365,10 +366,18 @@ def _connect() -> bool:
         ray.init("local", include_dashboard=False, **quiet)
         return True
     try:
+        _knock(address)
         ray.init(address, **quiet)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"RAY_ADDRESS is {address!r}, but no Ray cluster answers there: {error}") from error
     return True
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nothing listens at a HOST:PORT; Ray itself would try again for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and "/" not in address:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _settle(config: EngineConfig) -> Resources:

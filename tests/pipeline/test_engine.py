@@ -170,8 +170,9 @@ def test_workers_fit_the_cluster(
         assert (resources.workers, resources.gpus, resources.threads) == expected
 
 
-def test_address_without_a_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:1", "127.0.0.1:port"])
+def test_address_without_a_cluster_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(ConfigError, match="RAY_ADDRESS is 'nonsense', but no Ray cluster answers there"):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS is '{address}', but no Ray cluster answers there"):
         Engine(build_fake, EngineConfig()).__enter__()
