@@ -8,6 +8,7 @@ those of the video processors of transformers on frames that already have the mo
 import importlib.util
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameProcessor:
+class FrameProcessor(ABC):
     """The frames of one model; build it with `from_pretrained`.
 
     Attributes:
@@ -82,9 +83,9 @@ class FrameProcessor:
         return replace(processor, frame_size=SourceSize(), crop=None, checkpoint_processor=own)
 
     @classmethod
+    @abstractmethod
     def from_settings(cls, config: PretrainedConfig, settings: Settings) -> "FrameProcessor":
         """Build from a model's config and its video processor's settings."""
-        raise NotImplementedError
 
     def to_model_inputs(
         self, frames: Tensor, times: Sequence[float] | None = None, dtype: torch.dtype = torch.float32
@@ -109,13 +110,13 @@ class FrameProcessor:
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(dtype)
         return inputs
 
+    @abstractmethod
     def arrange(self, pixels: Tensor) -> Inputs:
         """Lay normalised pixels (T, 3, H, W) out for the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def num_visual_tokens(self, inputs: Inputs) -> int:
         """How many placeholder tokens the prompt must hold for `inputs`."""
-        raise NotImplementedError
 
     def placeholders(self, inputs: Inputs, times: Sequence[float] | None = None) -> str:
         """The text to put in place of `video_text` in a rendered prompt; `times` as for `to_model_inputs`."""
@@ -162,9 +163,9 @@ class StackedFrames(FrameProcessor):
         )
 
     @staticmethod
+    @abstractmethod
     def count_tokens(config: PretrainedConfig, grid: int) -> int:
         """Visual tokens of a frame that the vision tower cuts into `grid` x `grid` patches."""
-        raise NotImplementedError
 
     def arrange(self, pixels: Tensor) -> Inputs:
         if pixels.shape[-2:] != (self.side, self.side):
