@@ -58,15 +58,15 @@ def bytes_per_frame(model: PreTrainedModel, record: PrefillRecord | None, frames
 
     With T tokens and P patches a frame, width D and MLP width m of the language model, d and m_v of the vision tower,
     e bytes a number. Full: the pixels, and the larger of the vision MLP, P (2 m_v + 4 d) e, and the language MLP,
-    T (3 m + 5 D) e beside the tower's output, 2 P d e, and the KV cache. Pruned: the pixels, and at the shallow stage
-    the tokens that entered, 4 n0 D e (their features, embeddings, hidden states, and a copy to merge), and those kept,
-    n1 D (e + 4), of which the sums are float32.
+    T (3 m + 5 D) e beside the tower's output, 2 P d e, and the KV cache. Pruned: the pixels, and the n0 tokens that
+    entered, 8 n0 D e in the first layers (features, embeddings, residual, normed, queries, and three more of these
+    while they are rotated), with keys and values four times, before and behind the rotation and in the cache.
     """
     vision, text, size = model.config.vision_config, model.config.text_config, model.dtype.itemsize
     pixels = 3 * vision.image_size**2 * size
     if record is not None:
-        entering, kept = (count / frames for count in list(record.stages.values())[:2])
-        return pixels + text.hidden_size * (entering * 4 * size + kept * (size + 4))
+        entering = record.stages["vision"] / frames
+        return pixels + 8 * entering * text.hidden_size * size + kv_bytes(text, [2 * entering], size)
     patches = (vision.image_size // vision.patch_size) ** 2
     tokens = (-(-(vision.image_size // vision.patch_size) // 2)) ** 2
     tower = patches * (2 * vision.intermediate_size + 4 * vision.hidden_size) * size
