@@ -245,8 +245,8 @@ class prune:
         if self.positions == "compact":
             position_ids = compact_positions(position_ids, sequence.valid)
             end = last_position(position_ids, batch, sequence.valid)
-        elif position_ids.dim() == 2:
-            self._warn_beyond_context(length)
+        else:
+            self._warn_beyond_context(length, end)
         state.sequence = sequence
         state.layout = CacheLayout(
             seen=state.seen,
@@ -261,11 +261,12 @@ class prune:
             "use_cache": True,
         }
 
-    def _warn_beyond_context(self, length: int) -> None:
+    def _warn_beyond_context(self, length: int, end: Tensor) -> None:
+        """Warn of positions that were not trained; they are read from the device for very long prompts only."""
         limit = self.family.text_config.max_position_embeddings
-        if length > limit:
+        if length > limit and (last := int(end.max())) >= limit:
             warnings.warn(
-                f"the unpruned prompt has {length} tokens, the model was trained on positions up to {limit}; "
+                f"the prompt's positions go up to {last}, the model was trained on fewer than {limit}; "
                 "positions are kept as they are (prune(..., positions='compact') numbers the kept tokens anew)",
                 stacklevel=2,
             )
