@@ -9,7 +9,7 @@ demo: $(VENV)/.stamp-run  ## Answer questions about rendered videos with the emb
 	$(BIN)/python jobs/videoqa.py
 
 sweep: $(VENV)/.stamp-run  ## Compare all pruning methods on rendered videos (minutes); writes output/sweep/report.html.
-	$(BIN)/python jobs/sweep.py --methods all vitcop:key_score=profile --keep-ratios 0.5 0.25 0.1 0.05 --seeds 1
+	$(BIN)/python jobs/sweep.py --methods all vitcop:key_score=profile --keep-ratios 0.5 0.25 0.1 --seeds 1 --workers 2
 
 test: $(VENV)/.stamp-test  ## Run every test.
 	$(BIN)/python -m pytest
