@@ -222,7 +222,8 @@ def _percent(share: float | None) -> str:
 
 def _count(folder: OutputFolder, manifest: Manifest) -> dict[str, int]:
     """Questions that are done, and those with an error in any cell."""
-    done = {name: entry for name, entry in folder.done().items() if name in {row.sample_id for row in manifest.rows}}
+    ids = {row.sample_id for row in manifest.rows}
+    done = {name: entry for name, entry in folder.done().items() if name in ids}
     failed = len(manifest.rows) - len(done) + sum(entry.status == "error" for entry in done.values())
     return {"rows": len(manifest.rows), "done": len(done), "failed": failed}
 
