@@ -121,8 +121,7 @@ def finish(
     kind = config.sweep.kind if config.sweep.kind in manifest.extras.schema.names else None
     measured: list[tuple[Clip, Measured]] = measure(config, manifest)
     rows = folder.read([*SUMMARY_COLUMNS, *([kind] if kind else [])])
-    ids = {row.sample_id for row in manifest.rows}
-    rows = rows.filter(pa.array([name in ids for name in rows["sample_id"].to_pylist()], pa.bool_()))
+    rows = job.asked_in(manifest, rows)
     clips = [
         f"{row['video']} {row['start']} {row['end']}" for row in rows.select(["video", "start", "end"]).to_pylist()
     ]

@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import job
@@ -95,8 +93,7 @@ def output_rows(result: ClipResult[Clip], *, made_by: Mapping[str, Any], attempt
 def _summarize(folder: OutputFolder, manifest: Manifest) -> dict[str, Any]:
     """The summary of the manifest's rows; rows of the folder that the manifest does not have are counted apart."""
     table = folder.read(SUMMARY_COLUMNS)
-    ids = {row.sample_id for row in manifest.rows}
-    mine = table.filter(pa.array([name in ids for name in table["sample_id"].to_pylist()], pa.bool_()))
+    mine = job.asked_in(manifest, table)
     return summarize(mine) | {"not_in_manifest": table.num_rows - mine.num_rows}
 
 

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.config import RunConfig, to_mapping
 from pipeline.engine import Build, ClipResult, Engine, EngineConfig
 from pipeline.errors import ConfigError
@@ -112,6 +114,12 @@ def shown(progress: Progress) -> Iterator[Callable[[], None]]:
             yield tick
         finally:
             progress.close()
+
+
+def asked_in(manifest: Manifest, table: pa.Table) -> pa.Table:
+    """The rows of a folder's table whose `sample_id` the manifest has; a folder may hold more."""
+    ids = {row.sample_id for row in manifest.rows}
+    return table.filter(pa.array([name in ids for name in table["sample_id"].to_pylist()], pa.bool_()))
 
 
 def engine_config(run: RunConfig, decode_timeout: float) -> EngineConfig:
