@@ -1,4 +1,4 @@
-"""Train the embedded model: `python -m pipeline.embedded.train --output DIR --seed 0`.
+"""Train the embedded model: `python -m pipeline.embedded.training.train --output DIR --seed 0`.
 
 Two single-threaded processes average their gradients. Every step draws its data from (seed, rank, step), so a run that
 is stopped and started again goes on as if nothing had happened. The stages follow a curriculum: the vision tower learns
@@ -25,12 +25,12 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.embedded.architecture import TOKENS_PER_FRAME, build_model, save_checkpoint
-from pipeline.embedded.batches import CAPTION_KIND, IGNORE, Clips, prompt_prefix, sample_clips, sample_text
-from pipeline.embedded.packed import answer_logits, patch_features, visual_tokens
+from pipeline.embedded.training.architecture import TOKENS_PER_FRAME, build_model, save_checkpoint
+from pipeline.embedded.training.batches import CAPTION_KIND, IGNORE, Clips, prompt_prefix, sample_clips, sample_text
+from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
 from pipeline.embedded.questions import KINDS
 from pipeline.embedded.scenes import COLORS, SHAPES
-from pipeline.embedded.tokenizer import build_tokenizer
+from pipeline.embedded.training.tokenizer import build_tokenizer
 
 CHECKPOINT = "training.pt"
 WARMUP_STEPS = 30

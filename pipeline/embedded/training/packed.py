@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from pipeline.embedded.batches import IGNORE, TextRow
+from pipeline.embedded.training.batches import IGNORE, TextRow
 
 
 def patch_features(model: LlavaOnevisionForConditionalGeneration, pixels: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pipeline.embedded.architecture import GRID, PATCH_SIZE
+from pipeline.embedded.training.architecture import GRID, PATCH_SIZE
 from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
 from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
-from pipeline.embedded.tokenizer import TURN_END, TURN_START
+from pipeline.embedded.training.tokenizer import TURN_END, TURN_START
 
 IGNORE = -100
 END_WEIGHT = 0.1  # of the end-of-turn token, which is easy, against a word of the answer

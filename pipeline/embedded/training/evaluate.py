@@ -1,4 +1,4 @@
-"""Measure the embedded model on held-out H.264 files: `python -m pipeline.embedded.evaluate`.
+"""Measure the embedded model on held-out H.264 files: `python -m pipeline.embedded.training.evaluate`.
 
 Every clip is rendered, encoded, decoded and asked every kind of question that it allows. An answer counts as right
 - by choice, when of the options the right one is most likely as the answer (the sum of its tokens' log-probabilities);
@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from pipeline.embedded import MODEL_DIR
-from pipeline.embedded.batches import IGNORE, make_segment, normalize, pack, prompt_prefix
+from pipeline.embedded.training.batches import IGNORE, make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.demo import write_dataset
-from pipeline.embedded.packed import answer_logits, patch_features, visual_tokens
+from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
 from pipeline.embedded.questions import KINDS
 from pipeline.video import Sampling, decode
 

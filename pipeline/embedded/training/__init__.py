@@ -1,0 +1,1 @@
+"""How the embedded model is made: its architecture and tokenizer, packed batches, the training stages, and the evaluation."""
