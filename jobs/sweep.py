@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import job
+from pipeline.cluster import ClipResult, Engine
 from pipeline.config import SweepJobConfig, parse
-from pipeline.engine import ClipResult, Engine
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.manifest import Clip, Manifest, group_clips, load_manifest

@@ -15,8 +15,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline import job
+from pipeline.cluster import ClipResult
 from pipeline.config import JobConfig, parse
-from pipeline.engine import ClipResult
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import fingerprint
 from pipeline.manifest import Clip, Manifest, load_manifest

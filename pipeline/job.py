@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.cluster import Build, ClipResult, Engine, EngineConfig
 from pipeline.config import RunConfig, to_mapping
-from pipeline.engine import Build, ClipResult, Engine, EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.fingerprint import machine, versions
 from pipeline.manifest import Clip, Manifest, Row, cut_shards, group_clips

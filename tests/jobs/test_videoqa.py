@@ -14,8 +14,9 @@ import pytest
 
 from jobs import videoqa
 from pipeline import job
+from pipeline.cluster import ClipResult, Engine
+from pipeline.cluster.engine import ClipT
 from pipeline.embedded.demo import write_dataset
-from pipeline.engine import ClipResult, ClipT, Engine
 from pipeline.manifest import load_manifest
 from tests.jobs.runs import ROOT, read_rows, read_run, stamps, write_manifest
 

@@ -1,1 +1,1 @@
-"""How the embedded model is made: its architecture and tokenizer, packed batches, the training stages, and the evaluation."""
+"""How the embedded model is made: architecture, tokenizer, packed batches, training stages, evaluation."""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine import ClipResult, Engine, EngineConfig
+from pipeline.cluster import ClipResult, Engine, EngineConfig
 from pipeline.errors import ConfigError
-from tests.pipeline.fakes import FakeClip, build_buggy, build_deadly, build_fake, build_unknown_model
+from tests.pipeline.cluster.fakes import FakeClip, build_buggy, build_deadly, build_fake, build_unknown_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 

@@ -1,0 +1,25 @@
+"""What Ray's exceptions say of a failure, in one line each."""
+
+from ray.exceptions import RayError, RayTaskError
+
+from pipeline.errors import ConfigError
+
+
+def load_error(failure: RayTaskError) -> ConfigError:
+    cause = failure.cause
+    return cause if isinstance(cause, ConfigError) else ConfigError(f"the model can't be loaded: {root_cause(failure)}")
+
+
+def root_cause(failure: RayTaskError) -> str:
+    """The exception at the bottom of a remote call, in one line."""
+    cause = failure.cause
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    return " ".join(f"{type(cause).__name__}: {cause}".split())
+
+
+def loss_reason(loss: RayError) -> str:
+    """Why Ray gave something up, in one line and without its advice."""
+    text = " ".join(str(loss).split())
+    detail = text.partition("Worker exit detail: ")[2] or text
+    return detail.partition(" Some common causes")[0]
