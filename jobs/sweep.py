@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(config: SweepJobConfig, output: Path, folder: OutputFolder) -> int:
     """Answers what is missing, measures, and writes what people read."""
-    from pipeline.model import model_revision  # with torch, which --help can do without
+    from pipeline.model.load import model_revision  # with torch, which --help can do without
     from pipeline.report import write_report
     from pipeline.sweep_worker import SweepAnswerer
 

@@ -42,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(config: JobConfig, folder: OutputFolder) -> int:
     """Does what is missing in the folder, and says what came of it."""
-    from pipeline.answers import build_method  # with torch, which --help can do without
-    from pipeline.model import model_revision
+    from pipeline.model.answering import build_method  # with torch, which --help can do without
+    from pipeline.model.load import model_revision
     from pipeline.worker import ClipAnswerer
 
     manifest = load_manifest(

@@ -13,7 +13,7 @@ from pipeline.sampling import Sampling
 from pipeline.video import DecodedVideo, Size, VideoError, decode_each
 
 if TYPE_CHECKING:  # torch stays out of the processes that decode
-    from pipeline.answers import Answer
+    from pipeline.model.answering import Answer
 
 
 @dataclass(frozen=True)

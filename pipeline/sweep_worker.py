@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.answers import Answer, VideoQA, model_inputs
 from pipeline.config import FrameConfig, JobConfig, SweepJobConfig
 from pipeline.manifest import Clip
-from pipeline.model import load_model
+from pipeline.model.answering import Answer, VideoQA, model_inputs
+from pipeline.model.load import load_model
 from pipeline.stages import TimedVideo, answer_columns, decode_ways
 from pipeline.sweep import FULL, UNREACHABLE, Cell, cells_of
 from pipeline.worker import exit_when_device_fails, questions_of

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from pipeline.answers import Question, VideoQA
 from pipeline.config import JobConfig
 from pipeline.manifest import Clip
+from pipeline.model.answering import Question, VideoQA
 from pipeline.stages import TimedVideo, answer_columns, decode_clip
 
 

@@ -6,10 +6,10 @@ from typing import NoReturn
 import pytest
 import torch
 
-from pipeline.answers import Answer
 from pipeline.config import FrameConfig, JobConfig
 from pipeline.errors import RowError
 from pipeline.manifest import Clip, Row
+from pipeline.model.answering import Answer
 from pipeline.output import ANSWER_SCHEMA
 from pipeline.stages import answer_columns, decode_clip
 from pipeline.sweep_worker import SweepAnswerer, SweepMeasurer, SweepModel

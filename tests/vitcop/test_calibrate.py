@@ -9,8 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from pipeline.embedded.demo import write_video
 from pipeline.embedded.scenes import sample_scene
-from pipeline.frames import FrameProcessor
-from tests.pipeline.tiny_models import save_checkpoint
+from pipeline.model.frames import load_frame_processor
+from tests.pipeline.model.tiny_models import save_checkpoint
 from tests.vitcop.models import SETUPS, build, make_inputs
 from vitcop import ViTCoP, prune
 from vitcop.calibrate import calibrate, main, rank_correlation, summarize, watch_prefill
@@ -254,7 +254,7 @@ def test_inputs_equal_those_of_the_pipeline(tmp_path, family: str) -> None:
     side = getattr(model.config.vision_config, "image_size", 32)
     frames = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), dtype=np.uint8)
     ours = ClipInputs(model, tokenizer)(frames, ["Why?"])[0]
-    processor = FrameProcessor.from_pretrained(tmp_path)
+    processor = load_frame_processor(tmp_path)
     theirs = processor.to_model_inputs(torch.from_numpy(frames), times=range(5))
     torch.testing.assert_close(ours["pixel_values_videos"], theirs["pixel_values_videos"], atol=1e-5, rtol=0)
     text = tokenizer.decode(ours["input_ids"][0])

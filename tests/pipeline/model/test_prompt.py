@@ -2,8 +2,8 @@ import pytest
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.prompt import CHOICE_INSTRUCTION, PromptBuilder, Question
-from tests.pipeline.tiny_models import END, build_tokenizer
+from pipeline.model.prompt import CHOICE_INSTRUCTION, PromptBuilder, Question
+from tests.pipeline.model.tiny_models import END, build_tokenizer
 
 VIDEO = "<video>"
 COLORS = ("red", "dark blue")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.choices import LETTERS
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
+from pipeline.model.choices import LETTERS
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
-from pipeline.model import LoadedModel, folder_hash, load_model, model_revision
-from tests.pipeline.tiny_models import FRAMES, save_checkpoint
+from pipeline.model.load import LoadedModel, folder_hash, load_model, model_revision
+from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import vitcop.families
-from pipeline.answers import Answer, Clip, PhaseClock, VideoQA, attempt, build_method
 from pipeline.config import AnswerConfig, JobConfig, ModelConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.model import LoadedModel, load_model
-from pipeline.prompt import Prompt, Question
+from pipeline.model.answering import Answer, Clip, PhaseClock, VideoQA, attempt, build_method
+from pipeline.model.load import LoadedModel, load_model
+from pipeline.model.prompt import Prompt, Question
 from pipeline.video import DecodedVideo
-from tests.pipeline.tiny_models import FRAMES, save_checkpoint
+from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
 from vitcop import prune
 from vitcop.budget import Geometry, Plan
 from vitcop.methods import METHODS, Random

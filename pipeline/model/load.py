@@ -30,7 +30,7 @@ from transformers import (
 
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
-from pipeline.frames import FrameProcessor
+from pipeline.model.frames import FrameProcessor, load_frame_processor
 
 EMBEDDED = "embedded"
 CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -86,7 +86,7 @@ def load_model(
         dtype: `auto` (as the checkpoint says) or the name of a torch type.
         device: `auto` (the GPU, or the CPU when there is none) or a torch device.
         attn_implementation: as transformers knows it; None is its own choice.
-        resize: see `FrameProcessor.from_pretrained`.
+        resize: see `load_frame_processor`.
 
     Raises:
         ConfigError: anything that keeps the checkpoint from being loaded whole, with the value and what to do.
@@ -96,7 +96,7 @@ def load_model(
     folder = _checkpoint_folder(model, revision)
     config = _load_config(model, folder)
     tokenizer = _load_tokenizer(model, folder)
-    frame_processor = FrameProcessor.from_pretrained(folder, resize)
+    frame_processor = load_frame_processor(folder, resize)
     network = _load_network(model, folder, config, dtype, attn_implementation)
     return LoadedModel(
         name=model,

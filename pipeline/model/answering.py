@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from pipeline.choices import parse_choice, resolve_answer, same_answer
 from pipeline.config import JobConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.frames import FrameSize
-from pipeline.model import LoadedModel, load_model
-from pipeline.prompt import Prompt, PromptBuilder, Question
+from pipeline.model.choices import parse_choice, resolve_answer, same_answer
+from pipeline.model.frames import FrameSize
+from pipeline.model.load import LoadedModel, load_model
+from pipeline.model.prompt import Prompt, PromptBuilder, Question
 from pipeline.video import DecodedVideo
 from vitcop import (
     PrefillRecord,

@@ -1,7 +1,7 @@
 import pytest
 
-from pipeline.choices import normalize, parse_choice, resolve_answer, same_answer
 from pipeline.errors import RowError
+from pipeline.model.choices import normalize, parse_choice, resolve_answer, same_answer
 
 COLORS = ("red", "dark red", "a blue car", "green")
 

@@ -22,12 +22,14 @@ from transformers import (
     VideoLlavaForConditionalGeneration,
 )
 
+import vitcop.families
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
-from pipeline.frames import FAMILIES, FrameProcessor, StackedFrames
 from pipeline.framesize import FixedSize, QwenClipSize, QwenFrameSize, ShapeError, ShortestEdge, SourceSize
+from pipeline.model.frames import FAMILIES, PICTURES_ONLY, FrameProcessor, load_frame_processor
+from pipeline.model.frames.stacked import StackedFrames
 
-REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "hf_video_processors.npz"
+REFERENCE = Path(__file__).parents[4].parent / "shared" / "reference" / "hf_video_processors.npz"
 QWEN3_SETTINGS = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
@@ -276,30 +278,30 @@ def test_settings_are_found_where_transformers_looks(tmp_path: Path) -> None:
         return {"size": {"height": side, "width": side}}
 
     files: dict[str, Any] = {"preprocessor_config.json": settings(1)}
-    assert FrameProcessor.from_pretrained(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(1, 1)
+    assert load_frame_processor(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(1, 1)
     files["video_preprocessor_config.json"] = settings(2)
-    assert FrameProcessor.from_pretrained(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(2, 2)
+    assert load_frame_processor(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(2, 2)
     files["processor_config.json"] = {"num_image_tokens": 729}
-    assert FrameProcessor.from_pretrained(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(2, 2)
+    assert load_frame_processor(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(2, 2)
     files["processor_config.json"] = {"video_processor": settings(3)}
-    assert FrameProcessor.from_pretrained(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(3, 3)
+    assert load_frame_processor(save(tmp_path, "llava_onevision", files)).frame_size == FixedSize(3, 3)
 
 
 def test_settings_of_older_and_newer_checkpoints(tmp_path: Path) -> None:
     older = {"min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
     newer = older | {"size": {"shortest_edge": 3136, "longest_edge": 12845056}}
     for settings in (older, newer):
-        processor = FrameProcessor.from_pretrained(save(tmp_path, "qwen2_5_vl", {"preprocessor_config.json": settings}))
+        processor = load_frame_processor(save(tmp_path, "qwen2_5_vl", {"preprocessor_config.json": settings}))
         assert processor.frame_size == QwenFrameSize(
             factor=28, min_pixels=3136, max_pixels=12845056, temporal_patch_size=2
         )
     clip = {"size": {"shortest_edge": 336}, "crop_size": {"height": 336, "width": 336}, "do_center_crop": True}
-    processor = FrameProcessor.from_pretrained(save(tmp_path, "llava_next_video", {"preprocessor_config.json": clip}))
+    processor = load_frame_processor(save(tmp_path, "llava_next_video", {"preprocessor_config.json": clip}))
     assert (processor.frame_size, processor.crop) == (ShortestEdge(336), (336, 336))
 
 
 def test_the_embedded_model() -> None:
-    processor = FrameProcessor.from_pretrained(MODEL_DIR)
+    processor = load_frame_processor(MODEL_DIR)
     assert processor.frame_size(480, 640, 8) == (96, 96)
     inputs = processor.to_model_inputs(ramp(8, 96, 96, 3))
     assert inputs["pixel_values_videos"].shape == (1, 8, 3, 96, 96)
@@ -309,17 +311,17 @@ def test_the_embedded_model() -> None:
 def test_unsupported_models_and_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match=r"'bert' are not supported, only for llava_onevision, .*qwen3_vl"):
-        FrameProcessor.from_pretrained(tmp_path)
+        load_frame_processor(tmp_path)
     with pytest.raises(ConfigError, match="preprocessor_config"):
-        FrameProcessor.from_pretrained(save(tmp_path, "llava_onevision", {}))
+        load_frame_processor(save(tmp_path, "llava_onevision", {}))
     with pytest.raises(ConfigError, match="nowhere"):
-        FrameProcessor.from_pretrained(tmp_path / "nowhere")
+        load_frame_processor(tmp_path / "nowhere")
 
 
 def test_the_checkpoints_own_processor_needs_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs torchvision"):
-        FrameProcessor.from_pretrained(MODEL_DIR, resize="processor")
+        load_frame_processor(MODEL_DIR, resize="processor")
 
 
 def test_the_checkpoints_own_processor_gets_frames_of_the_sources_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,9 +329,20 @@ def test_the_checkpoints_own_processor_gets_frames_of_the_sources_size(monkeypat
         assert options == {"do_sample_frames": False, "return_tensors": "pt"}
         return {"pixel_values_videos": torch.stack([video[..., :96, :96].float() for video in videos])}
 
-    monkeypatch.setattr("pipeline.frames._load_checkpoint_processor", lambda folder: stand_in)
-    processor = FrameProcessor.from_pretrained(MODEL_DIR, resize="processor")
+    monkeypatch.setattr("pipeline.model.frames._load_checkpoint_processor", lambda folder: stand_in)
+    processor = load_frame_processor(MODEL_DIR, resize="processor")
     assert processor.frame_size(100, 120, 2) == (100, 120)
     inputs = processor.to_model_inputs(ramp(2, 100, 120, 3))
     assert inputs["pixel_values_videos"].shape == (1, 2, 3, 96, 96)
     assert processor.num_visual_tokens(inputs) == 2 * 36 + 1
+
+
+def test_the_pipeline_and_vitcop_know_the_same_families() -> None:
+    assert set(FAMILIES) | set(PICTURES_ONLY) == set(vitcop.families.FAMILIES)
+    assert not set(FAMILIES) & set(PICTURES_ONLY)
+
+
+@pytest.mark.parametrize("model_type", PICTURES_ONLY)
+def test_models_that_take_no_video_are_refused_by_name(model_type: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"'{model_type}' takes single pictures, no video"):
+        load_frame_processor(save(tmp_path, model_type, {}))

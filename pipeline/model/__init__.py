@@ -1,0 +1,1 @@
+"""A video language model, from its checkpoint to answers."""
