@@ -27,10 +27,10 @@ from pipeline import job
 from pipeline.cluster import ClipResult, Engine
 from pipeline.config import SweepJobConfig, parse
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import fingerprint
 from pipeline.manifest import Clip, Manifest, group_clips, load_manifest
 from pipeline.output import ANSWER_SCHEMA, RUN_FILE, OutputFolder, ShardWriter, open_output
-from pipeline.progress import Progress
+from pipeline.output.progress import Progress
+from pipeline.output.record import fingerprint
 from pipeline.stages import error_columns
 from pipeline.sweep import FULL, Cell, cells_of, named_methods, summarize_cells
 

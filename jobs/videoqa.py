@@ -18,11 +18,11 @@ from pipeline import job
 from pipeline.cluster import ClipResult
 from pipeline.config import JobConfig, parse
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import fingerprint
 from pipeline.manifest import Clip, Manifest, load_manifest
 from pipeline.output import ANSWER_SCHEMA, OutputFolder, ShardWriter, open_output
+from pipeline.output.record import fingerprint
+from pipeline.output.summary import SUMMARY_COLUMNS, format_summary, summarize
 from pipeline.stages import error_columns
-from pipeline.summary import SUMMARY_COLUMNS, format_summary, summarize
 
 DEMO_OUTPUT = Path("output/demo")
 DEMO_CLIPS = 32

@@ -18,10 +18,10 @@ import pyarrow as pa
 from pipeline.cluster import Build, ClipResult, Engine, EngineConfig
 from pipeline.config import RunConfig, to_mapping
 from pipeline.errors import ConfigError
-from pipeline.fingerprint import machine, versions
 from pipeline.manifest import Clip, Manifest, Row, cut_shards, group_clips
 from pipeline.output import OutputFolder, ShardWriter
-from pipeline.progress import Progress, deferred_interrupts
+from pipeline.output.progress import Progress, deferred_interrupts
+from pipeline.output.record import machine, versions
 
 INTERRUPTED = 130
 

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.progress import two_digits
+from pipeline.output.progress import two_digits
 
 PHASES = ("decode", "vision", "selection", "prefill", "generate")
 

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.output import ANSWER_SCHEMA
-from pipeline.summary import format_summary, summarize
+from pipeline.output.summary import format_summary, summarize
 
 
 def table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.config import JobConfig, from_mapping
-from pipeline.fingerprint import fingerprint, versions
+from pipeline.output.record import fingerprint, versions
 
 NO_COLUMNS = pa.schema({})
 

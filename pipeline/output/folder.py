@@ -17,43 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import CONTENT, INPUT_SCHEMA, Clip, Manifest, Row
+from pipeline.manifest import CONTENT, INPUT_SCHEMA
 
 RUN_FILE = "run.json"
 PART_PATTERN = "part-*.parquet"
 LOCK_FILE = ".lock"
-
-ANSWER_SCHEMA = pa.schema(
-    {
-        "prediction": pa.string(),
-        "choice": pa.int32(),
-        "correct": pa.bool_(),
-        "status": pa.string(),
-        "error_type": pa.string(),
-        "error": pa.string(),
-        "attempt": pa.int32(),
-        "model": pa.string(),
-        "method": pa.string(),
-        "keep_ratio": pa.float64(),
-        "num_frames": pa.int32(),
-        "requested_frames": pa.int32(),
-        "lost_frames": pa.list_(pa.int32()),
-        "timestamps": pa.list_(pa.float64()),
-        "decoder": pa.string(),
-        "visual_tokens_full": pa.int32(),
-        "visual_tokens_kept": pa.float64(),
-        "visual_tokens_stages": pa.map_(pa.string(), pa.int32()),
-        "prompt_tokens": pa.int32(),
-        "generated_tokens": pa.int32(),
-        "seconds_decode": pa.float64(),
-        "seconds_vision": pa.float64(),
-        "seconds_selection": pa.float64(),
-        "seconds_prefill": pa.float64(),
-        "seconds_generate": pa.float64(),
-        "peak_memory_bytes": pa.int64(),
-    }
-)
-"""The columns that a job writes after the input columns; what a row with an error does not know is null."""
 
 
 class Done(NamedTuple):
@@ -175,49 +143,6 @@ def open_output(path: Path) -> Iterator[OutputFolder]:
         for leftover in path.glob("*.tmp"):
             leftover.unlink()
         yield OutputFolder(path)
-
-
-class ShardWriter:
-    """Collects rows until a shard has all of its clips, then writes its part.
-
-    Args:
-        schema: the columns after the input columns.
-    """
-
-    def __init__(self, folder: OutputFolder, manifest: Manifest, schema: pa.Schema = ANSWER_SCHEMA) -> None:
-        self.folder, self.manifest, self.schema = folder, manifest, schema
-        self.shard_of: dict[int, int] = {}
-        self.missing: list[int] = []
-        self.rows: dict[int, list[tuple[Row, dict[str, Any]]]] = {}
-
-    def expect(self, shards: Iterable[Sequence[Clip]]) -> None:
-        """Says which clips make a shard."""
-        for shard in shards:
-            self.shard_of |= {clip.rows[0].index: len(self.missing) for clip in shard}
-            self.missing.append(len(shard))
-
-    def add(self, clip: Clip, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
-        """Takes all output rows of a clip: answer columns, each with the row that they answer."""
-        number = self.shard_of[clip.rows[0].index]
-        self.rows.setdefault(number, []).extend(rows)
-        self.missing[number] -= 1
-        if not self.missing[number]:
-            self._write(self.rows.pop(number))
-
-    def flush(self) -> None:
-        """Writes the rows of shards that are not complete, when the job ends early."""
-        rows = [row for number in sorted(self.rows) for row in self.rows[number]]
-        self.rows.clear()
-        if rows:
-            self._write(rows)
-
-    def _write(self, rows: Sequence[tuple[Row, dict[str, Any]]]) -> None:
-        rows = sorted(rows, key=lambda pair: pair[0].index)
-        table = self.manifest.input_columns([row for row, _ in rows])
-        answers = pa.Table.from_pylist([columns for _, columns in rows], schema=self.schema)
-        for field, column in zip(self.schema, answers.columns, strict=True):
-            table = table.append_column(field, column)
-        self.folder.write(table)
 
 
 def _content(record: Mapping[str, Any]) -> tuple[Any, ...]:

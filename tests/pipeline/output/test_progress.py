@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pipeline.progress import Progress, deferred_interrupts
+from pipeline.output.progress import Progress, deferred_interrupts
 
 
 class Clock:
