@@ -1,21 +1,10 @@
-"""Settings of a job: frozen dataclasses, filled from the command line, from a YAML file, or both.
-
-Each group below is one group of `--help`. A YAML file holds the same groups as mappings::
-
-    input: {manifest: clips.jsonl}
-    model: {model: embedded}
-    prune: {method: vitcop, keep_ratio: 0.25}
-
-What the command line says wins over the file.
-"""
+"""Settings of the jobs: frozen dataclasses, each one a group of `--help`."""
 
 import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 import yaml
@@ -23,8 +12,6 @@ import yaml
 from pipeline.errors import ConfigError
 
 Scalar = bool | int | float | str
-JobT = TypeVar("JobT")
-
 DEFAULT_NUM_FRAMES = 8
 
 
@@ -245,51 +232,6 @@ class SweepJobConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, description: str | None = None) -> JobT:
-    """The settings that `arguments` (default: the command line) and their `--config FILE.yaml` give.
-
-    Args:
-        config_type: a dataclass of setting groups, such as `JobConfig`.
-
-    Raises:
-        ConfigError: a file that can't be read, an unknown key, or a value out of range.
-        SystemExit: 0 after `--help`; 1 for an argument the parser rejects, already reported on stderr.
-    """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    file, words = _take_config_flag(words)
-    default = config_type() if file is None else from_mapping(config_type, _read_yaml(file))
-    note = "--config FILE.yaml reads settings from a file; flags given beside it win."
-    try:
-        return tyro.cli(
-            config_type,
-            args=words,
-            default=default,
-            description=f"{description or config_type.__doc__}\n\n{note}",
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-    except SystemExit as exit:
-        raise SystemExit(1 if exit.code else 0) from exit
-
-
-def from_mapping(config_type: type[JobT], values: Any, path: str = "") -> JobT:
-    """A config from nested mappings as YAML gives them; keys left out keep their defaults.
-
-    Raises:
-        ConfigError: an unknown key or a value of the wrong type, with its path (`prune.keep_ratio`).
-    """
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path or 'configuration'}: expected a mapping, got {values!r}")
-    hints = get_type_hints(config_type, include_extras=True)
-    arguments = {}
-    for key, value in values.items():
-        where = f"{path}.{key}" if path else str(key)
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown setting; known here are {', '.join(sorted(hints))}")
-        read = from_mapping if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]) else _coerce
-        arguments[key] = read(hints[key], value, where)
-    return config_type(**arguments)
-
-
 def to_mapping(config: Any) -> dict[str, Any]:
     """Nested plain values (JSON and YAML can hold them) from which `from_mapping` makes an equal config."""
     return dataclasses.asdict(config, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})
@@ -301,47 +243,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value
-
-
-def _coerce(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the type a setting is declared with: an int may stand for a float and text for a path."""
-    if hint is Options:
-        hint = Mapping
-    alternatives = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for alternative in alternatives:
-        if get_origin(alternative) is tuple and isinstance(value, list | tuple):
-            return tuple(_coerce(get_args(alternative)[0], item, where) for item in value)
-        if get_origin(alternative) is Literal and value in get_args(alternative):
-            return value
-        if alternative is Path and isinstance(value, str):
-            return Path(value)
-        if alternative is float and type(value) is int:
-            return float(value)
-        if alternative is Mapping and isinstance(value, Mapping):
-            return dict(value)
-        if type(value) is alternative:
-            return value
-    expected = " or ".join(getattr(alternative, "__name__", str(alternative)) for alternative in alternatives)
-    raise ConfigError(f"{where} is {value!r}; it must be {expected}")
-
-
-def _take_config_flag(words: list[str]) -> tuple[str | None, list[str]]:
-    """Splits `--config FILE` or `--config=FILE` off the command line."""
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == "--config":
-            if not equals and index + 1 == len(words):
-                raise ConfigError("--config needs a YAML file")
-            taken = 1 if equals else 2
-            return (value if equals else words[index + 1]), words[:index] + words[index + taken :]
-    return None, words
-
-
-def _read_yaml(file: str) -> Any:
-    try:
-        return yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {file}: {error}") from error
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -1,53 +1,62 @@
-"""What the jobs share: which rows are left to do, answering them shard by shard, and the record of a run."""
+"""A job from its settings to a finished folder: the plan of what is left to do, and the run that does it.
+
+Both jobs take the same walk, `run_job`; what differs between them (how a clip is answered, its columns, what is made of
+them at the end) is a `Job`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from pipeline.cluster import Build, ClipResult, Engine, EngineConfig
-from pipeline.config import RunConfig, to_mapping
+from pipeline.config import JobConfig, RunConfig, SweepJobConfig
 from pipeline.errors import ConfigError
-from pipeline.manifest import Clip, Manifest, Row, cut_shards, group_clips
-from pipeline.output import OutputFolder, ShardWriter
+from pipeline.manifest import Clip, Manifest, Row, cut_clips, load_manifest
+from pipeline.output import OutputFolder, ShardWriter, open_output
+from pipeline.output.events import ClipDone, Event, Listener, PartWritten, Tick, WorkerLost
 from pipeline.output.progress import Progress, deferred_interrupts
-from pipeline.output.record import machine, versions
+from pipeline.output.record import RunRecord, fingerprint
 
 INTERRUPTED = 130
+TOO_MANY_ERRORS = 2
 
 Answered = list[tuple[Row, dict[str, Any]]]
 """Output columns, each with the row that they answer."""
 
 
-@dataclass
-class Pace:
-    """What this run has done, and in how many seconds."""
-
-    videos: int = 0
-    rows: int = 0
-    seconds: float = 0.0
-
-
 @dataclass(frozen=True)
 class Plan:
-    """The rows to do, and how often those that are done again have been tried."""
+    """What is left to do.
 
-    rows: list[Row]
+    Attributes:
+        clips: in order, each with its number and its shard.
+        attempts: how often the rows that are done again have been tried, by `sample_id`.
+        finished: rows of the manifest that are done already.
+    """
+
+    clips: list[Clip]
     attempts: Mapping[str, int]
+    finished: int
+
+    @property
+    def shard_sizes(self) -> Counter[int]:
+        """Clips of each shard."""
+        return Counter(clip.shard for clip in self.clips)
 
 
-def make_plan(manifest: Manifest, folder: OutputFolder, *, retry_errors: bool) -> Plan:
-    """Which rows are missing in the folder; takes those with an error out of it when they are to be done again.
+def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retry_errors: bool) -> Plan:
+    """The clips whose rows are missing in the folder; takes rows with an error out of it if they are to be done again.
 
     Raises:
         ConfigError: an id in the folder belongs to another question than in the manifest.
@@ -62,135 +71,206 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, retry_errors: bool) -
     again = {name: entry.attempt for name, entry in done.items() if retry_errors and entry.status == "error"}
     if again:
         folder.drop(again)
-    return Plan([row for row in manifest.rows if row.sample_id not in done or row.sample_id in again], again)
+    missing = [row for row in manifest.rows if row.sample_id not in done or row.sample_id in again]
+    return Plan(cut_clips(missing, shard_size), again, len(manifest.rows) - len(missing))
 
 
-def answer_all(
-    build: Build,
-    settings: EngineConfig,
-    run: RunConfig,
-    writer: ShardWriter,
-    manifest: Manifest,
-    plan: Plan,
-    answers: Callable[[ClipResult[Clip]], Answered],
-    pace: Pace,
-) -> None:
-    """Answer the rows of the plan and write a part for each shard that is complete.
+@dataclass
+class Counts:
+    """What a run has done so far, and in how many seconds."""
 
-    Args:
-        answers: turns a clip's result into output rows.
-        pace: is brought up to date, also when the run ends early.
+    videos: int = 0
+    rows: int = 0
+    errors: int = 0
+    workers_lost: int = 0
+    seconds: float = 0.0
+
+
+class Job(ABC):
+    """What one kind of job adds to the walk that both share.
+
+    Attributes:
+        config: all settings.
+        output: the folder that people look at.
     """
-    clips = group_clips(plan.rows)
-    if not clips:
-        return
-    writer.expect(cut_shards(clips, run.shard_size))
-    done = len(manifest.rows) - len(plan.rows)
-    progress = Progress(len(manifest.rows), initial=done, interval=run.progress_interval)
-    began = time.monotonic()
-    with Engine[Clip](build, settings) as engine, shown(progress) as tick:
+
+    schema: ClassVar[pa.Schema]
+    """The columns that the job writes after the input columns."""
+    demo_output: ClassVar[Path]
+    demo_clips: ClassVar[int] = 32
+
+    def __init__(self, config: JobConfig | SweepJobConfig) -> None:
+        if config.run.output is None and config.input.manifest is not None:
+            raise ConfigError("--manifest needs an --output folder for the results")
+        self.config = config
+        self.output = config.run.output or self.demo_output
+
+    @property
+    def answers_folder(self) -> Path:
+        """Where the parts and the record of the run are."""
+        return self.output
+
+    @abstractmethod
+    def build(self) -> Build:
+        """What makes a worker's answerer."""
+
+    @abstractmethod
+    def columns(self, result: ClipResult[Clip], attempts: Mapping[str, int]) -> Answered:
+        """The output columns of all rows of a clip, whether it has answers or an error.
+
+        Args:
+            attempts: how often rows have been tried by earlier runs.
+        """
+
+    @abstractmethod
+    def finish(self, run: Run) -> None:
+        """What is made of the answers once all are there."""
+
+    @abstractmethod
+    def summarize(self, run: Run) -> dict[str, Any]:
+        """What `run.json` says of the manifest's rows; `failed` counts those without a result."""
+
+    @abstractmethod
+    def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
+        """Tell people what came of it."""
+
+
+@dataclass
+class Run:
+    """One run of a job in its folder. It answers what the plan lists, keeps count, and tells its listeners.
+
+    Attributes:
+        counts: brought up to date with every clip, also when the run ends early.
+    """
+
+    job: Job
+    folder: OutputFolder
+    manifest: Manifest
+    plan: Plan
+    listeners: list[Listener] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+
+    def answer(self) -> None:
+        """Answer the clips of the plan and write a part for each shard that is complete."""
+        if not self.plan.clips:
+            return
+        writer = ShardWriter(self.folder, self.manifest, self.plan.shard_sizes, self.job.schema)
+        progress = Progress(
+            len(self.manifest.rows), initial=self.plan.finished, interval=self.job.config.run.progress_interval
+        )
+        self.listeners.append(progress)
+        began = time.monotonic()
+        engine = Engine[Clip](self.job.build(), self.engine_config, on_worker_lost=self._lose_worker)
         try:
-            for result in engine.run(clips, tick):
-                rows = answers(result)
-                writer.add(result.clip, rows)
-                failed = {row.sample_id for row, columns in rows if columns["status"] == "error"}
-                progress.add(len(result.clip.rows), len(failed))
-                pace.videos, pace.rows = pace.videos + 1, pace.rows + len(result.clip.rows)
+            with engine, ticking(self.emit, progress.close) as tick:
+                for result in engine.run(self.plan.clips, tick):
+                    self._take(result, writer)
+                    self.counts.seconds = time.monotonic() - began
         finally:
-            pace.seconds = time.monotonic() - began
+            self.counts.seconds = time.monotonic() - began
+            self.listeners.remove(progress)
             writer.flush()
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        run: RunConfig = self.job.config.run
+        return EngineConfig(
+            workers=run.workers,
+            gpus_per_worker=run.gpus_per_worker,
+            decode_ahead=run.decode_ahead,
+            decode_timeout=self.job.config.frames.decode_timeout,
+        )
+
+    def emit(self, event: Event) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def _take(self, result: ClipResult[Clip], writer: ShardWriter) -> None:
+        rows = self.job.columns(result, self.plan.attempts)
+        part = writer.add(result.clip, rows)
+        # A sweep has several output rows for each question: it failed if one of them did.
+        errors = len({row.sample_id for row, columns in rows if columns["status"] == "error"})
+        self.counts.videos += 1
+        self.counts.rows += len(result.clip.rows)
+        self.counts.errors += errors
+        self.emit(ClipDone(len(result.clip.rows), errors))
+        if part is not None:
+            self.emit(PartWritten(*part))
+
+    def _lose_worker(self, reason: str, clips: int) -> None:
+        self.counts.workers_lost += 1
+        self.emit(WorkerLost(reason, clips))
 
 
 @contextmanager
-def shown(progress: Progress) -> Iterator[Callable[[], None]]:
-    """Shows the progress of an engine's run, which calls what this yields; interrupts come there, and only there."""
+def ticking(emit: Listener, close: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Yields what the engine calls while it runs: it emits `Tick`, and interrupts come there and nowhere else.
+
+    Args:
+        close: called at the end, also after an interrupt.
+    """
     with deferred_interrupts() as check_interrupt:
 
         def tick() -> None:
             check_interrupt()
-            progress.tick()
+            emit(Tick())
 
         try:
             yield tick
         finally:
-            progress.close()
+            close()
 
 
-def asked_in(manifest: Manifest, table: pa.Table) -> pa.Table:
+def run_job(job: Job) -> int:
+    """Do what is missing in the job's folder; returns the exit code.
+
+    0: every row has a result, and at most `max_error_rate` of them an error. 2: more errors. 130: interrupted.
+
+    Raises:
+        ConfigError: a setting, the manifest, the model or the folder is wrong.
+    """
+    from pipeline.model.load import model_revision  # with torch, which --help can do without
+
+    config = job.config
+    with open_output(job.answers_folder) as folder:
+        manifest = load_manifest(
+            config.input.manifest or rendered_demo(job.output / "videos", job.demo_clips),
+            reserved=job.schema.names,
+            limit=config.input.limit,
+        )
+        revision = model_revision(config.model.model, config.model.revision)
+        identity = fingerprint(config, revision, manifest.extras.schema)
+        if config.run.overwrite:
+            folder.clear()
+        folder.claim(identity)
+        plan = make_plan(manifest, folder, shard_size=config.run.shard_size, retry_errors=config.run.retry_errors)
+        run = Run(job, folder, manifest, plan)
+        with RunRecord(folder, config, identity, rows=len(manifest.rows), done=plan.finished) as record:
+            run.listeners.append(record)
+            try:
+                run.answer()
+                job.finish(run)
+                record.state = "finished"
+            except KeyboardInterrupt as interrupt:
+                record.state = "interrupted"
+                print(f"interrupted ({interrupt}); the same command goes on from here", file=sys.stderr)
+            finally:
+                summary = job.summarize(run)
+                record.closing = {"this_run": dataclasses.asdict(run.counts), "summary": summary}
+        job.report(run, record.state, summary)
+    if record.state == "interrupted":
+        return INTERRUPTED
+    return TOO_MANY_ERRORS if summary["failed"] > config.run.max_error_rate * len(manifest.rows) else 0
+
+
+def rows_of_manifest(manifest: Manifest, table: pa.Table) -> pa.Table:
     """The rows of a folder's table whose `sample_id` the manifest has; a folder may hold more."""
     ids = {row.sample_id for row in manifest.rows}
     return table.filter(pa.array([name in ids for name in table["sample_id"].to_pylist()], pa.bool_()))
 
 
-def engine_config(run: RunConfig, decode_timeout: float) -> EngineConfig:
-    return EngineConfig(
-        workers=run.workers,
-        gpus_per_worker=run.gpus_per_worker,
-        decode_ahead=run.decode_ahead,
-        decode_timeout=decode_timeout,
-    )
-
-
-def single_worker(config: EngineConfig) -> EngineConfig:
-    """The same with one worker and nothing decoded beside it, for measurements."""
-    return dataclasses.replace(config, workers=1, decode_ahead=0)
-
-
-def run_recorded(
-    folder: OutputFolder,
-    config: Any,
-    identity: Mapping[str, Any],
-    rows: int,
-    work: Callable[[], None],
-    close: Callable[[], Mapping[str, Any]],
-) -> str:
-    """Do the work with `run.json` saying, before and after, what is done and how it ended; returns its state.
-
-    Args:
-        close: what `run.json` says at the end beside the state, made also when the work failed.
-    """
-    record: dict[str, Any] = {"started": now(), "rows": rows, "versions": versions(), "machine": machine()}
-    record |= {"config": to_mapping(config), "fingerprint": identity}
-    folder.write_run({"state": "running"} | record)
-    state = "failed"
-    try:
-        work()
-        state = "finished"
-    except KeyboardInterrupt as interrupt:
-        state = "interrupted"
-        print(f"interrupted ({interrupt}); the same command goes on from here", file=sys.stderr)
-    finally:
-        folder.write_run({"state": state, "ended": now()} | dict(close()) | record)
-    return state
-
-
-def render_demo(folder: Path, clips: int) -> str:
+def rendered_demo(folder: Path, clips: int) -> str:
     """The manifest of rendered videos; they are made once."""
-    from pipeline.embedded.demo import write_dataset
+    from pipeline.embedded.demo import render_demo
 
-    if not folder.exists():
-        print(f"rendering {clips} videos to {folder.absolute()}", file=sys.stderr)
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_dataset(unfinished, clips)
-        unfinished.rename(folder)
-    return str(folder / "manifest.jsonl")
-
-
-def output_path(output: Path | None, manifest: str | None, demo: Path) -> Path:
-    """The folder for the results.
-
-    Raises:
-        ConfigError: a manifest without one.
-    """
-    if output is None and manifest is not None:
-        raise ConfigError("--manifest needs an --output folder for the results")
-    return output or demo
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def pair(rows: Sequence[Row], columns: Sequence[dict[str, Any]]) -> Answered:
-    return list(zip(rows, columns, strict=True))
+    return str(render_demo(folder, clips))

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,12 +65,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A span of a video with all the questions about it: decoded once, answered together."""
+    """A span of a video with all the questions about it: decoded once, answered together.
+
+    `id` is its number in the plan, and `shard` the part of the output that it goes to.
+    """
 
     path: str
     start: float | None
     end: float | None
     rows: tuple[Row, ...]
+    id: int = 0
+    shard: int = 0
 
     @property
     def name(self) -> str:
@@ -167,19 +172,18 @@ def group_clips(rows: Iterable[Row]) -> list[Clip]:
     groups: dict[tuple[str, float | None, float | None], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.path, row.start, row.end), []).append(row)
-    return [Clip(*key, tuple(group)) for key, group in groups.items()]
+    return [Clip(*key, tuple(group), id=number) for number, (key, group) in enumerate(groups.items())]
 
 
-def cut_shards(clips: Iterable[Clip], size: int) -> Iterator[list[Clip]]:
-    """Runs of clips with at least `size` questions together (the last may have fewer)."""
-    shard: list[Clip] = []
-    for clip in clips:
-        shard.append(clip)
-        if sum(len(clip.rows) for clip in shard) >= size:
-            yield shard
-            shard = []
-    if shard:
-        yield shard
+def cut_clips(rows: Iterable[Row], shard_size: int) -> list[Clip]:
+    """The clips of these rows, cut into shards of at least `shard_size` questions (the last may have fewer)."""
+    clips, shard, questions = [], 0, 0
+    for clip in group_clips(rows):
+        clips.append(replace(clip, shard=shard))
+        questions += len(clip.rows)
+        if questions >= shard_size:
+            shard, questions = shard + 1, 0
+    return clips
 
 
 def _read_row(index: int, record: Mapping[str, Any], folder: Path, where: str) -> Row:

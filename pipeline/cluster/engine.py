@@ -80,13 +80,21 @@ class Engine(Generic[ClipT]):
     The cluster is the one that RAY_ADDRESS names; without it, one is started on this machine for the time being.
     """
 
-    def __init__(self, build: Build, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        build: Build,
+        config: EngineConfig,
+        *,
+        on_worker_lost: Callable[[str, int], None] = lambda reason, clips: None,
+    ) -> None:
         """
         Args:
             build: loads the model; called in each worker's process, so it is pickled.
+            on_worker_lost: called with the reason and the number of clips in flight when a worker has died.
         """
         self.build = build
         self.config = config
+        self.on_worker_lost = on_worker_lost
         self.answered = 0
         self.given_up = 0
         self._handles: list[_WorkerHandle[ClipT]] = []
@@ -208,6 +216,7 @@ class Engine(Generic[ClipT]):
         ray.kill(handle.actor)  # one that gave up, or can't be reached, may still run
         self._handles.remove(handle)
         logger.warning("a worker died with %d clips in flight: %s", len(handle.jobs), reason)
+        self.on_worker_lost(reason, len(handle.jobs))
         for job in handle.jobs.values():
             job.deaths += 1
             if job.deaths < MAX_DEATHS:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import av
@@ -16,6 +18,17 @@ FRAMES = 32
 FPS = 8
 SIZE = 192
 HELD_OUT = 1_000_003  # training draws from (seed, rank, step), files from (HELD_OUT, seed, clip)
+
+
+def render_demo(folder: Path, clips: int) -> Path:
+    """The manifest of `clips` rendered videos in a folder; they are made once, whole or not at all."""
+    if not folder.exists():
+        print(f"rendering {clips} videos to {folder.absolute()}", file=sys.stderr)
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_dataset(unfinished, clips)
+        unfinished.rename(folder)
+    return folder / "manifest.jsonl"
 
 
 def write_dataset(

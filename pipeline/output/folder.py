@@ -115,10 +115,12 @@ class OutputFolder:
             elif kept.num_rows < table.num_rows:
                 _write_part(kept, part)
 
-    def write(self, table: pa.Table) -> None:
-        """Adds a part."""
+    def write(self, table: pa.Table) -> str:
+        """Add a part; returns its name."""
         numbers = [int(part.stem.removeprefix("part-")) for part in self.parts]
-        _write_part(table, self.path / f"part-{max(numbers, default=-1) + 1:05d}.parquet")
+        name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
+        _write_part(table, self.path / name)
+        return name
 
 
 @contextmanager

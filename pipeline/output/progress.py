@@ -9,9 +9,11 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from pipeline.output.events import ClipDone, Event, Tick
+
 
 class Progress:
-    """Counts rows that are done and says so on `stream`.
+    """Counts rows that are done and says so on `stream`; a listener of a run.
 
     Args:
         total: rows of the whole job.
@@ -37,6 +39,13 @@ class Progress:
         self.timed_from: tuple[float, int] | None = None
         self.bar = tqdm(total=total, initial=initial, unit=unit, file=stream) if stream.isatty() else None
 
+    def __call__(self, event: Event) -> None:
+        match event:
+            case ClipDone(rows, errors):
+                self.add(rows, errors)
+            case Tick():
+                self.tick()
+
     def add(self, rows: int, errors: int) -> None:
         """Counts rows that have just been done, `errors` of them with an error."""
         self.done += rows
@@ -48,14 +57,14 @@ class Progress:
             self.bar.update(rows)
 
     def tick(self) -> None:
-        """To be called often; speaks when it is time to."""
+        """Redraw the bar, or print a line when `interval` has passed; to be called often."""
         if self.bar is not None:
             self.bar.refresh()
         elif self.clock() - self.spoke >= self.interval:
             self._speak()
 
     def close(self) -> None:
-        """Says the last word."""
+        """Close the bar, or print the final line."""
         if self.bar is not None:
             self.bar.close()
         else:

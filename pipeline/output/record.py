@@ -1,17 +1,26 @@
-"""What has to be the same for two results to stand in one folder, and what made them."""
+"""The fingerprint of a run (the settings that decide its answers), and `run.json`, kept up to date while it runs."""
 
 import os
 import platform
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pyarrow as pa
 
 import pipeline
 from pipeline.config import JobConfig, SweepJobConfig, to_mapping
+from pipeline.output.events import ClipDone, Event
+from pipeline.output.folder import OutputFolder
 
 PACKAGES = ("torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
+
+HEARTBEAT_SECONDS = 10.0
+MISSED_BEATS = 6
+"""A run whose heartbeat is late by so many beats is taken to be dead."""
 
 _NO_INFLUENCE = {
     "model": ("device",),
@@ -37,6 +46,88 @@ def fingerprint(config: JobConfig | SweepJobConfig, revision: str, extras: pa.Sc
     groups["frames"]["num_frames"] = config.frames.uniform_frames
     groups["columns"] = {field.name: str(field.type) for field in extras}
     return groups
+
+
+class RunRecord:
+    """`run.json` from the start of a run to its end; a listener of the run.
+
+    While the run lasts it says `running`, with a heartbeat every `interval` seconds and the rows that are done. At the
+    end of the context it says `state` and what is in `closing`. A run that was killed stays `running`, and its
+    heartbeat tells (`run_state`).
+
+    Attributes:
+        state: how the run ended; "failed" until it is set.
+        closing: what the record says at the end beside the state.
+    """
+
+    def __init__(
+        self,
+        folder: OutputFolder,
+        config: JobConfig | SweepJobConfig,
+        identity: Mapping[str, Any],
+        *,
+        rows: int,
+        done: int,
+        interval: float = HEARTBEAT_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            rows: of the manifest; `done` of them were finished before.
+            interval: seconds from one heartbeat to the next.
+            clock: seconds that only grow.
+        """
+        self.folder, self.done, self.errors = folder, done, 0
+        self.interval, self.clock, self.last_beat = interval, clock, clock()
+        self.state = "failed"
+        self.closing: Mapping[str, Any] = {}
+        self._fixed = {
+            "started": now(),
+            "rows": rows,
+            "versions": versions(),
+            "machine": machine(),
+            "config": to_mapping(config),
+            "fingerprint": identity,
+        }
+
+    def __enter__(self) -> Self:
+        self._beat()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.folder.write_run({"state": self.state, "ended": now()} | dict(self.closing) | self._fixed)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, ClipDone):
+            self.done += event.rows
+            self.errors += event.errors
+        if self.clock() - self.last_beat >= self.interval:
+            self._beat()
+
+    def _beat(self) -> None:
+        self.last_beat = self.clock()
+        process = {"host": platform.node(), "pid": os.getpid(), "interval": self.interval}
+        progress = {"done": self.done, "errors": self.errors}
+        self.folder.write_run({"state": "running", "heartbeat": now()} | progress | {"process": process} | self._fixed)
+
+
+def run_state(record: Mapping[str, Any]) -> str:
+    """The state of a run as its record shows it at this moment: `killed` if its heartbeat has stopped.
+
+    Args:
+        record: `run.json` as it was read.
+    """
+    if record["state"] != "running" or "heartbeat" not in record:
+        return str(record["state"])
+    silence = (datetime.now(UTC) - datetime.fromisoformat(record["heartbeat"])).total_seconds()
+    return "running" if silence < MISSED_BEATS * record["process"]["interval"] + 1 else "killed"
+
+
+def now() -> str:
+    """The time as `run.json` says it: ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

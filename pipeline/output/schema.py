@@ -1,6 +1,10 @@
 """The columns that a job writes after the input columns."""
 
+from typing import Any
+
 import pyarrow as pa
+
+from pipeline.errors import RowError
 
 ANSWER_SCHEMA = pa.schema(
     {
@@ -33,3 +37,8 @@ ANSWER_SCHEMA = pa.schema(
     }
 )
 """The columns that a job writes after the input columns; what a row with an error does not know is null."""
+
+
+def error_columns(error: RowError) -> dict[str, Any]:
+    """What the output says of a row without an answer."""
+    return {"status": "error", "error_type": error.error_type, "error": error.message}

@@ -17,7 +17,9 @@ from pipeline import job
 from pipeline.cluster import ClipResult, Engine
 from pipeline.cluster.engine import ClipT
 from pipeline.embedded.demo import write_dataset
+from pipeline.job import Run
 from pipeline.manifest import load_manifest
+from pipeline.videoqa import VideoQAJob
 from tests.jobs.runs import ROOT, read_rows, read_run, stamps, write_manifest
 
 pytestmark = pytest.mark.slow
@@ -128,7 +130,7 @@ class TestInOneRay:
                     if number == 0:
                         import ray
 
-                        ray.kill(self._hands[0].actor)
+                        ray.kill(self._handles[0].actor)
                     yield result
 
         monkeypatch.setattr(job, "Engine", KillingEngine)
@@ -173,8 +175,8 @@ def test_wrong_settings_end_with_1_before_anything_starts(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(videoqa, "DEMO_CLIPS", 1)
-    monkeypatch.setattr(job, "answer_all", lambda *_: pytest.fail("the job has begun"))
+    monkeypatch.setattr(VideoQAJob, "demo_clips", 1)
+    monkeypatch.setattr(Run, "answer", lambda _: pytest.fail("the job has begun"))
     write_manifest(tmp_path / "m.jsonl", [{"video": "a", "question": "q"}])
     assert videoqa.main(arguments) == 1
     assert f"error: {message}" in capsys.readouterr().err

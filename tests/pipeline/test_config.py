@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config import FrameConfig, JobConfig, PruneConfig, RunConfig, from_mapping, parse, to_mapping
+from pipeline.commandline import from_mapping, parse
+from pipeline.config import FrameConfig, JobConfig, PruneConfig, RunConfig, to_mapping
 from pipeline.errors import ConfigError
 
 ARGUMENTS = [

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.manifest import cut_shards, group_clips, load_manifest
+from pipeline.manifest import cut_clips, group_clips, load_manifest
 
 ROWS: list[dict[str, Any]] = [
     {"video": "a.mp4", "question": "what ?", "options": ["x", "y"], "answer": "x", "end": 2.5, "kind": "color"},
@@ -211,5 +211,5 @@ def test_questions_on_one_span_are_one_clip(tmp_path: Path) -> None:
     clips = group_clips(load_manifest(str(write(tmp_path / "m.jsonl", rows))).rows)
     assert [[row.question for row in clip.rows] for clip in clips] == [["1", "4"], ["2"], ["3"]]
     assert [clip.name for clip in clips[1:]] == [f"{tmp_path}/b", f"{tmp_path}/a [1s-2s]"]
-    shards = list(cut_shards(clips, 2))
-    assert [[len(clip.rows) for clip in shard] for shard in shards] == [[2], [1, 1]]
+    cut = cut_clips(load_manifest(str(tmp_path / "m.jsonl")).rows, 2)
+    assert [(clip.id, clip.shard, len(clip.rows)) for clip in cut] == [(0, 0, 2), (1, 1, 1), (2, 1, 1)]

@@ -5,7 +5,8 @@ import math
 import pyarrow as pa
 import pytest
 
-from pipeline.config import SweepConfig, SweepJobConfig, from_mapping
+from pipeline.commandline import from_mapping
+from pipeline.config import SweepConfig, SweepJobConfig
 from pipeline.errors import ConfigError
 from pipeline.sweep import Cell, cells_of, summarize_cells
 

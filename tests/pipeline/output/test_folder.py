@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import ConfigError, RowError
-from pipeline.manifest import Manifest, cut_shards, group_clips, load_manifest
-from pipeline.output import ANSWER_SCHEMA, OutputFolder, ShardWriter, open_output
-from pipeline.stages import error_columns
+from pipeline.manifest import Manifest, cut_clips, load_manifest
+from pipeline.output import ANSWER_SCHEMA, OutputFolder, ShardWriter, error_columns, open_output
 
 ERROR = error_columns(RowError("some_error", "what happened")) | {"attempt": 1}
 OK = {
@@ -36,9 +36,8 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def fill(folder: OutputFolder, manifest: Manifest, columns: dict[str, Any], clips: slice = slice(None)) -> ShardWriter:
     """Adds the same answer columns for some clips; shards of two clips."""
-    every = group_clips(manifest.rows)
-    writer = ShardWriter(folder, manifest)
-    writer.expect(cut_shards(every, 4))
+    every = cut_clips(manifest.rows, 4)
+    writer = ShardWriter(folder, manifest, Counter(clip.shard for clip in every))
     for clip in every[clips]:
         writer.add(clip, [(row, columns) for row in clip.rows])
     return writer
@@ -48,8 +47,8 @@ def test_a_part_appears_when_its_shard_is_complete(tmp_path: Path, manifest: Man
     with open_output(tmp_path / "out") as folder:
         writer = fill(folder, manifest, OK, slice(0, 1))
         assert folder.parts == []
-        clip = group_clips(manifest.rows)[2]
-        writer.add(clip, [(row, OK) for row in clip.rows])
+        clip = cut_clips(manifest.rows, 4)[2]
+        assert writer.add(clip, [(row, OK) for row in clip.rows]) == ("part-00000.parquet", 2)
         (part,) = folder.parts
         assert pq.read_table(part)["sample_id"].to_pylist() == ["s4", "s5"]
         writer.flush()
@@ -81,9 +80,8 @@ def test_parts_beside_the_record_open_with_pandas_and_duckdb(tmp_path: Path, man
 
 def test_errors_are_taken_out_to_be_done_again(tmp_path: Path, manifest: Manifest) -> None:
     with open_output(tmp_path / "out") as folder:
-        clips = group_clips(manifest.rows)
-        writer = ShardWriter(folder, manifest)
-        writer.expect([clips[:2], clips[2:]])
+        clips = cut_clips(manifest.rows, 4)
+        writer = ShardWriter(folder, manifest, {0: 2, 1: 1})
         for clip, columns in zip(clips, ([OK, ERROR], [OK, OK], [ERROR, ERROR]), strict=True):
             writer.add(clip, list(zip(clip.rows, columns, strict=True)))
         assert [folder.done()[f"s{i}"].status for i in range(6)] == ["ok", "error", "ok", "ok", "error", "error"]

@@ -1,13 +1,18 @@
 """Results may stand beside each other when everything that an answer depends on is the same, and only then."""
 
 import json
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from pipeline.config import JobConfig, from_mapping
-from pipeline.output.record import fingerprint, versions
+from pipeline.commandline import from_mapping
+from pipeline.config import JobConfig
+from pipeline.output import OutputFolder
+from pipeline.output.events import ClipDone, Tick
+from pipeline.output.record import HEARTBEAT_SECONDS, MISSED_BEATS, RunRecord, fingerprint, run_state, versions
 
 NO_COLUMNS = pa.schema({})
 
@@ -59,3 +64,38 @@ def test_it_survives_json() -> None:
 
 def test_versions_name_what_matters() -> None:
     assert {"python", "pipeline", "torch", "transformers", "ray", "decord2", "av"} <= set(versions())
+
+
+class TestRunRecord:
+    def test_it_says_how_far_a_run_is_and_how_it_ended(self, tmp_path: Path) -> None:
+        seconds = [0.0]
+        folder = OutputFolder(tmp_path)
+        with RunRecord(folder, JobConfig(), {"a": 1}, rows=10, done=4, clock=lambda: seconds[0]) as record:
+            first = folder.read_run()
+            assert first is not None
+            assert (first["state"], first["rows"], first["done"], first["fingerprint"]) == ("running", 10, 4, {"a": 1})
+            record(ClipDone(rows=3, errors=1))
+            assert folder.read_run() == first, "no heartbeat before its time"
+            seconds[0] = HEARTBEAT_SECONDS
+            record(Tick())
+            later = folder.read_run()
+            assert later is not None and (later["done"], later["errors"]) == (7, 1)
+            record.state, record.closing = "finished", {"summary": {"ok": 6}}
+        last = folder.read_run()
+        assert last is not None and (last["state"], last["summary"]) == ("finished", {"ok": 6})
+        assert "heartbeat" not in last and last["started"] == first["started"] and last["ended"]
+
+    def test_a_run_that_raises_has_failed(self, tmp_path: Path) -> None:
+        folder = OutputFolder(tmp_path)
+        with pytest.raises(ZeroDivisionError), RunRecord(folder, JobConfig(), {}, rows=1, done=0):
+            raise ZeroDivisionError
+        assert folder.read_run()["state"] == "failed"  # type: ignore[index]
+
+    def test_a_killed_run_can_be_told_from_a_running_one(self, tmp_path: Path) -> None:
+        folder = OutputFolder(tmp_path)
+        with RunRecord(folder, JobConfig(), {}, rows=1, done=0):
+            record = folder.read_run()
+        assert record is not None and run_state(record) == "running"
+        silent = datetime.fromisoformat(record["heartbeat"]) - timedelta(seconds=HEARTBEAT_SECONDS * MISSED_BEATS + 2)
+        assert run_state(record | {"heartbeat": silent.isoformat()}) == "killed"
+        assert run_state({"state": "interrupted"}) == "interrupted"

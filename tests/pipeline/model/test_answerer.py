@@ -1,40 +1,22 @@
-"""A clip's frames and answers become the columns of its rows, each written once."""
+"""What a worker of the main job makes of answers, and how it ends when its device fails."""
 
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
 
 from pipeline.config import FrameConfig, JobConfig
+from pipeline.decoding import decode_clip
 from pipeline.errors import RowError
 from pipeline.manifest import Clip, Row
+from pipeline.model.answerer import ClipAnswerer, answer_columns
 from pipeline.model.answering import Answer
 from pipeline.output import ANSWER_SCHEMA
-from pipeline.stages import answer_columns, decode_clip
-from pipeline.sweep_worker import SweepAnswerer, SweepMeasurer, SweepModel
-from pipeline.worker import ClipAnswerer
-from tests.pipeline.videos import read_number, write_video
+from tests.pipeline.videos import write_video
 
 
-def make_clip(path: Path, *, start: float | None = None, end: float | None = None) -> Clip:
-    return Clip(str(path), start, end, (Row(index=0, sample_id="a", video=path.name, path=str(path), question="q"),))
-
-
-def test_frames_are_those_of_the_span(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "v.mp4", 50)
-    timed = decode_clip(make_clip(path, start=0.4, end=1.2), FrameConfig(num_frames=3), None)
-    assert [read_number(frame) for frame in timed.video.frames] == [10, 20, 30]
-    assert timed.video.timestamps.tolist() == pytest.approx([0.4, 0.8, 1.2])
-    assert timed.seconds > 0
-    every = decode_clip(make_clip(path), FrameConfig(fps=5.0, max_frames=4), (48, 80))
-    assert every.video.frames.shape == (4, 48, 80, 3)
-
-
-def test_file_that_cannot_be_used_is_a_row_error(tmp_path: Path) -> None:
-    with pytest.raises(RowError, match=r"nowhere\.mp4") as failure:
-        decode_clip(make_clip(tmp_path / "nowhere.mp4"), FrameConfig(), None)
-    assert failure.value.error_type == "video_missing"
+def make_clip(path: Path) -> Clip:
+    return Clip(str(path), None, None, (Row(index=0, sample_id="a", video=path.name, path=str(path), question="q"),))
 
 
 def test_columns_of_answers_and_errors(tmp_path: Path) -> None:
@@ -66,13 +48,3 @@ def test_device_error_ends_the_worker(tmp_path: Path, monkeypatch: pytest.Monkey
     clip = make_clip(write_video(tmp_path / "v.mp4", 10))
     with pytest.raises(SystemExit, match="illegal memory access"):
         answerer.answer(clip, decode_clip(clip, FrameConfig(num_frames=2), None))
-
-
-@pytest.mark.parametrize("kind", [SweepAnswerer, SweepMeasurer])
-def test_device_error_ends_a_sweeps_worker_too(kind: type[SweepModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose_device(*_: object) -> NoReturn:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(SweepModel, "by_frames", lose_device)
-    with pytest.raises(SystemExit, match="illegal memory access"):
-        kind.__new__(kind).answer(make_clip(Path("v.mp4")), [])

@@ -1,6 +1,7 @@
 """What a worker of the main job holds: a model that answers all questions of a clip."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.config import JobConfig
+from pipeline.decoding import TimedVideo, decode_clip
 from pipeline.manifest import Clip
-from pipeline.model.answering import Question, VideoQA
-from pipeline.stages import TimedVideo, answer_columns, decode_clip
+from pipeline.model.answering import Answer, Question, VideoQA
+from pipeline.output import error_columns
 
 
 @contextmanager
@@ -49,3 +51,27 @@ class ClipAnswerer:
     def answer(self, clip: Clip, video: TimedVideo) -> list[dict[str, Any]]:
         """The answer columns of each of the clip's rows."""
         return answer_columns(video, self.model.answer(video.video, questions_of(clip)))
+
+
+def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What the output says of each answer, the clip's frames included. Decode time counts for the first row."""
+    video = timed.video
+    shared = {
+        "num_frames": len(video.frames),
+        "requested_frames": video.requested_frames,
+        "lost_frames": list(video.lost),
+        "timestamps": video.timestamps.tolist(),
+        "decoder": video.decoder,
+    }
+    seconds = [timed.seconds] + [0.0] * (len(answers) - 1)
+    return [
+        shared | {"seconds_decode": decode} | _columns_of(answer)
+        for answer, decode in zip(answers, seconds, strict=True)
+    ]
+
+
+def _columns_of(answer: Answer) -> dict[str, Any]:
+    if answer.error is not None:
+        return error_columns(answer.error)
+    columns = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer) if field.name != "error"}
+    return columns | {"status": "ok", "visual_tokens_stages": list(answer.visual_tokens_stages.items())}
