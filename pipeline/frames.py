@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoConfig, PretrainedConfig
 
 from pipeline.errors import ConfigError
-from pipeline.framesize import FixedSize, QwenClipSize, QwenFrameSize, ShortestEdge, Size, SourceSize
+from pipeline.video.size import FixedSize, QwenClipSize, QwenFrameSize, ShortestEdge, Size, SourceSize
 
 CLIP = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),

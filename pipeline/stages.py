@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import FrameConfig
 from pipeline.errors import RowError
 from pipeline.manifest import Clip
-from pipeline.sampling import Sampling
-from pipeline.video import DecodedVideo, Size, VideoError, decode_each
+from pipeline.video import DecodedVideo, Sampling, Size, VideoError, decode_each
 
 if TYPE_CHECKING:  # torch stays out of the processes that decode
     from pipeline.answers import Answer

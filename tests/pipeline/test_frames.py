@@ -25,7 +25,7 @@ from transformers import (
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
 from pipeline.frames import FAMILIES, FrameProcessor, StackedFrames
-from pipeline.framesize import FixedSize, QwenClipSize, QwenFrameSize, ShapeError, ShortestEdge, SourceSize
+from pipeline.video.size import FixedSize, QwenClipSize, QwenFrameSize, ShapeError, ShortestEdge, SourceSize
 
 REFERENCE = Path(__file__).parents[2].parent / "shared" / "reference" / "hf_video_processors.npz"
 QWEN3_SETTINGS = {
@@ -260,7 +260,7 @@ def test_a_thread_of_a_picture_is_refused() -> None:
 
 
 def test_size_rules_load_without_torch() -> None:
-    code = "import sys, pipeline.framesize; print('torch' in sys.modules)"
+    code = "import sys, pipeline.video.size; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 

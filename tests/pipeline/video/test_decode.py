@@ -12,10 +12,9 @@ import av
 import numpy as np
 import pytest
 
-from pipeline import decoders
-from pipeline.decoders import DecordError, read_with_decord, read_with_pyav
-from pipeline.framesize import QwenFrameSize
-from pipeline.video import DecodedVideo, Sampling, VideoError, decode, probe
+from pipeline.video import DecodedVideo, Sampling, VideoError, decode, decoders, probe
+from pipeline.video.decoders import DecordError, read_with_decord, read_with_pyav
+from pipeline.video.size import QwenFrameSize
 from tests.pipeline.videos import cut_without_decoding, numbered_frame, read_number, write_video
 
 FRAMES = 60

@@ -18,21 +18,10 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.container import VideoError, VideoInfo, probe
-from pipeline.decoders import DecordError, Pictures, read_with_decord, read_with_pyav
-from pipeline.framesize import ShapeError
-from pipeline.sampling import Sampling, sample_indices
-
-__all__ = [
-    "DecodedVideo",
-    "Sampling",
-    "VideoError",
-    "VideoInfo",
-    "decode",
-    "decode_each",
-    "probe",
-    "sample_indices",
-]
+from pipeline.video.container import VideoError, VideoInfo, probe
+from pipeline.video.decoders import DecordError, Pictures, read_with_decord, read_with_pyav
+from pipeline.video.sampling import Sampling, sample_indices
+from pipeline.video.size import ShapeError
 
 Decoder = Literal["auto", "decord", "pyav"]
 Size = tuple[int, int] | Callable[[int, int, int], tuple[int, int]]
@@ -276,7 +265,3 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=_output, metavar="FILE", help="X.npz: frames, indices, timestamps; X.png: a sheet"
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
