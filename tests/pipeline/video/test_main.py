@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.video.decode import main
+from pipeline.video.__main__ import main
 from tests.pipeline.videos import read_number, write_video
 
 
