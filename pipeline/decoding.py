@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pipeline.config import FrameConfig
 from pipeline.errors import RowError
 from pipeline.manifest import Clip
-from pipeline.sampling import Sampling
 from pipeline.video import DecodedVideo, Size, VideoError, decode_each
+from pipeline.video.sampling import Sampling
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from transformers import AutoConfig
 
 from pipeline.errors import ConfigError
-from pipeline.framesize import SourceSize
 from pipeline.model.frames.base import FrameProcessor, FrameSize
 from pipeline.model.frames.patched import PatchedFrames, Qwen3VLFrames, Qwen25VLFrames
 from pipeline.model.frames.stacked import InternVLFrames, LlavaNextVideoFrames, LlavaOnevisionFrames, VideoLlavaFrames
+from pipeline.video.size import SourceSize
 
 __all__ = ["FAMILIES", "FrameProcessor", "FrameSize", "load_frame_processor"]
 

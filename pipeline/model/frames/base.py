@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PretrainedConfig
 
-from pipeline.framesize import Size
+from pipeline.video.size import Size
 
 CLIP = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),

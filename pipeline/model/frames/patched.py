@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pipeline.framesize import QwenClipSize, QwenFrameSize
 from pipeline.model.frames.base import CLIP, HALF, FrameProcessor, Inputs, Settings, channel_scale
+from pipeline.video.size import QwenClipSize, QwenFrameSize
 
 
 @dataclass(frozen=True, kw_only=True)

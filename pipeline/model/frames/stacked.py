@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from pipeline.errors import ConfigError
-from pipeline.framesize import FixedSize, ShortestEdge, Size, SourceSize
 from pipeline.model.frames.base import CLIP, FrameProcessor, FrameSize, Inputs, Settings, channel_scale
+from pipeline.video.size import FixedSize, ShortestEdge, Size, SourceSize
 
 
 @dataclass(frozen=True, kw_only=True)

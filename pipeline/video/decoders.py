@@ -19,7 +19,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from pipeline.container import FrameIndex, Orientation, VideoInfo, decode_packet, demux, open_video
+from pipeline.video.container import FrameIndex, Orientation, VideoInfo, decode_packet, demux, open_video
 
 _BICUBIC = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP

@@ -5,8 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from pipeline.container import FrameIndex, Orientation, VideoError, VideoInfo
-from pipeline.sampling import Sampling, sample_indices
+from pipeline.video.container import FrameIndex, Orientation, VideoError, VideoInfo
+from pipeline.video.sampling import Sampling, sample_indices
 
 
 def video(milliseconds: list[int], last: int = 40) -> VideoInfo:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.container import VideoError, VideoInfo
+from pipeline.video.container import VideoError, VideoInfo
 
 _CLOCK_TOLERANCE = 1e-6  # seconds; a time read from text is seldom the same float as pts * time_base
 _MAX_FPS = 1000

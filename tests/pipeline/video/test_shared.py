@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.decoders import read_with_pyav
 from pipeline.video import DecodedVideo, Sampling, VideoError, decode, probe
+from pipeline.video.decoders import read_with_pyav
 
-VIDEOS = Path(__file__).parents[2].parent / "shared" / "videos"
+VIDEOS = Path(__file__).parents[3].parent / "shared" / "videos"
 NUMBERED = VIDEOS / "numbered"
 pytestmark = pytest.mark.skipif(not NUMBERED.is_dir(), reason="../shared/videos is not there")
 

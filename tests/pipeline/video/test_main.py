@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.video import main
+from pipeline.video.__main__ import main
 from tests.pipeline.videos import read_number, write_video
 
 
@@ -98,7 +98,7 @@ def test_arguments_of_the_wrong_form(clip: Path, arguments: list[str], capsys: p
 def test_as_a_program(clip: Path, tmp_path: Path) -> None:
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pipeline.video", *arguments]
-        root = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        root = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=root, cwd=tmp_path)
 
     done = start(str(clip), "--num-frames", "8", "--out", "X.npz")
