@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
 from pipeline.report.words import share
-from pipeline.sweep import FULL, RANDOM
+from pipeline.sweep.cells import FULL, RANDOM
 
 SUBJECT = "vitcop"
 SUBJECT_TITLE = "ViTCoP"

@@ -33,7 +33,7 @@ from PIL import Image
 from pipeline.report.data import rank
 from pipeline.report.html import Html, element, join
 from pipeline.report.words import share
-from pipeline.sweep import FULL
+from pipeline.sweep.cells import FULL
 
 GALLERY_FILE = "gallery.json"
 MOST_FRAMES = 8

@@ -16,7 +16,7 @@ from pipeline.report.pictures import Pictures
 from pipeline.report.style import GLYPHS, Plot, looks
 from pipeline.report.tables import cell_table, duel_table, standing_table
 from pipeline.report.words import share
-from pipeline.statistics import RESAMPLES
+from pipeline.sweep.statistics import RESAMPLES
 
 HERE = Path(__file__).parent
 TITLE = f"{SUBJECT_TITLE} and its rivals at equal budget"

@@ -13,7 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from pipeline.report.data import GROUPS, SUBJECT, Comparison, Point
 from pipeline.report.style import INK, STAGE_COLOURS, Look, Plot, gid, looks, new_figure, save, spread
 from pipeline.report.words import share
-from pipeline.sweep import RANDOM
+from pipeline.sweep.cells import RANDOM
 
 MIB = 2**20
 

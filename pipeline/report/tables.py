@@ -8,7 +8,7 @@ from pipeline.report.data import SUBJECT_TITLE, Comparison, Record, Sweep
 from pipeline.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
 from pipeline.report.html import Html, element, table
 from pipeline.report.words import chance, gain, mebibytes, percent, share
-from pipeline.sweep import FULL
+from pipeline.sweep.cells import FULL
 
 OUTCOMES = {WIN: "win", LOSS: "loss"}
 MARKS = {"win": "right", "loss": "wrong"}

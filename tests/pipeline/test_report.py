@@ -23,7 +23,7 @@ from pipeline.report.html import Html, element
 from pipeline.report.markdown import plain
 from pipeline.report.plots import pareto_front
 from pipeline.report.style import spread
-from tests.pipeline.sweeps import NASTY_QUESTION, RATIOS, SKILLS, make_sweep
+from tests.pipeline.sweep.sweeps import NASTY_QUESTION, RATIOS, SKILLS, make_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = {"vitcop": 0.9, "random": 0.8, "evs": 0.85}

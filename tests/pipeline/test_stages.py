@@ -1,7 +1,6 @@
 """A clip's frames and answers become the columns of its rows, each written once."""
 
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from pipeline.manifest import Clip, Row
 from pipeline.model.answering import Answer
 from pipeline.output import ANSWER_SCHEMA
 from pipeline.stages import answer_columns, decode_clip
-from pipeline.sweep_worker import SweepAnswerer, SweepMeasurer, SweepModel
 from pipeline.worker import ClipAnswerer
 from tests.pipeline.videos import read_number, write_video
 
@@ -66,13 +64,3 @@ def test_device_error_ends_the_worker(tmp_path: Path, monkeypatch: pytest.Monkey
     clip = make_clip(write_video(tmp_path / "v.mp4", 10))
     with pytest.raises(SystemExit, match="illegal memory access"):
         answerer.answer(clip, decode_clip(clip, FrameConfig(num_frames=2), None))
-
-
-@pytest.mark.parametrize("kind", [SweepAnswerer, SweepMeasurer])
-def test_device_error_ends_a_sweeps_worker_too(kind: type[SweepModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    def lose_device(*_: object) -> NoReturn:
-        raise torch.AcceleratorError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(SweepModel, "by_frames", lose_device)
-    with pytest.raises(SystemExit, match="illegal memory access"):
-        kind.__new__(kind).answer(make_clip(Path("v.mp4")), [])
