@@ -60,7 +60,7 @@ def run(config: SweepJobConfig) -> int:
 def _run(config: SweepJobConfig, output: Path, folder: OutputFolder) -> int:
     """Answers what is missing, measures, and writes what people read."""
     from pipeline.model.load import model_revision  # with torch, which --help can do without
-    from pipeline.report import write_report
+    from pipeline.sweep.report import write_report
     from pipeline.sweep.worker import SweepAnswerer
 
     config = dataclasses.replace(config, sweep=named_methods(config.sweep))
