@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +170,15 @@ class Run:
             self.counts.seconds = time.monotonic() - began
             self.listeners.remove(progress)
             writer.flush()
+
+    def answer_alone(self, build: Build, clips: Sequence[Clip]) -> Iterator[ClipResult[Clip]]:
+        """The results of these clips from a single worker with nothing decoded beside it, for measurements."""
+        progress = Progress(len(clips), interval=self.job.config.run.progress_interval, unit="clip")
+        alone = dataclasses.replace(self.engine_config, workers=1, decode_ahead=0)
+        with Engine[Clip](build, alone) as engine, ticking(progress, progress.close) as tick:
+            for result in engine.run(clips, tick):
+                progress.add(1, result.error is not None)
+                yield result
 
     @property
     def engine_config(self) -> EngineConfig:

@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import ConfigError
-from pipeline.report import write_report
-from pipeline.report.data import BASELINES, BEFORE, HYBRID, INSIDE, Sweep, load_sweep
-from pipeline.report.findings import headline, standings, warnings
-from pipeline.report.gallery import CLEAR, DROPPED, RIM, _mask
-from pipeline.report.html import Html, element
-from pipeline.report.markdown import plain
-from pipeline.report.plots import pareto_front
-from pipeline.report.style import spread
-from tests.pipeline.sweeps import NASTY_QUESTION, RATIOS, SKILLS, make_sweep
+from pipeline.sweep.report import write_report
+from pipeline.sweep.report.data import BASELINES, BEFORE, HYBRID, INSIDE, Sweep, load_sweep
+from pipeline.sweep.report.findings import headline, standings, warnings
+from pipeline.sweep.report.gallery import CLEAR, DROPPED, RIM, _mask
+from pipeline.sweep.report.html import Html, element
+from pipeline.sweep.report.markdown import plain
+from pipeline.sweep.report.plots import pareto_front
+from pipeline.sweep.report.style import spread
+from tests.pipeline.sweep.sweeps import NASTY_QUESTION, RATIOS, SKILLS, make_sweep
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SMALL = {"vitcop": 0.9, "random": 0.8, "evs": 0.85}
@@ -253,7 +253,7 @@ def test_frame_counts_are_compared_apart(tmp_path: Path) -> None:
 def test_an_unfinished_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no cells\.parquet"):
         write_report(tmp_path)
-    done = subprocess.run([sys.executable, "-m", "pipeline.report", tmp_path], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "pipeline.sweep.report", tmp_path], capture_output=True, text=True)
     assert done.returncode == 1 and "error: " in done.stderr and "Traceback" not in done.stderr
 
 

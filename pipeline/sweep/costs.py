@@ -1,95 +1,23 @@
-"""What the workers of a sweep hold: one model, and every cell's way to prune it."""
+"""What the cells cost: one worker, alone on the machine, times them in turn on a few clips."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from pipeline.config import FrameConfig, JobConfig, SweepJobConfig
+from pipeline.decoding import TimedVideo
 from pipeline.manifest import Clip
-from pipeline.model.answering import Answer, VideoQA, model_inputs
-from pipeline.model.load import load_model
-from pipeline.stages import TimedVideo, answer_columns, decode_ways
-from pipeline.sweep import FULL, UNREACHABLE, Cell, cells_of
-from pipeline.worker import exit_when_device_fails, questions_of
-from vitcop import VisionCache
+from pipeline.model.answerer import exit_when_device_fails, questions_of
+from pipeline.model.answering import Answer
+from pipeline.sweep.cells import FULL, Cell
+from pipeline.sweep.worker import SweepModel
 
 PHASES = ("vision", "selection", "prefill", "generate")
-
-
-class SweepModel:
-    """The model and the cells of a sweep.
-
-    Args:
-        share: whether the cells share a clip's vision features, which answers sooner but can't be timed.
-        threads: CPU threads that the model may use.
-
-    Raises:
-        ConfigError: the model can't be loaded, or there is no such method.
-    """
-
-    def __init__(self, config: SweepJobConfig, share: bool, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.config, self.share = config, share
-        self.loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
-        self.cells = cells_of(config.sweep)
-        self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
-        vision = VisionCache() if share else None
-        self.models = {
-            cell: VideoQA(
-                JobConfig(model=config.model, frames=config.frames, prune=cell.prune, answer=config.answer),
-                self.loaded,
-                vision,
-            )
-            for cell in self.cells
-        }
-
-    @property
-    def decode(self) -> Callable[[Clip], list[TimedVideo]]:
-        """Decodes a clip at every frame count, in the order of `counts`."""
-        return partial(decode_ways, ways=self.ways, size=self.loaded.frame_processor.frame_size)
-
-    @property
-    def ways(self) -> list[FrameConfig]:
-        frames = self.config.frames
-        return [
-            frames if count is None else dataclasses.replace(frames, num_frames=count, fps=None, max_frames=None)
-            for count in self.counts
-        ]
-
-    def by_frames(self, videos: Sequence[TimedVideo]) -> Iterator[tuple[TimedVideo, list[Cell]]]:
-        """Each decoded video with its cells."""
-        for count, video in zip(self.counts, videos, strict=True):
-            yield video, [cell for cell in self.cells if cell.num_frames == count]
-
-
-class SweepAnswerer(SweepModel):
-    """Answers all questions of a clip in every cell; the engine's `Answerer`."""
-
-    @exit_when_device_fails()
-    def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> list[list[dict[str, Any]]]:
-        """For each cell the answer columns of each of the clip's rows."""
-        questions = questions_of(clip)
-        columns: dict[Cell, list[dict[str, Any]]] = {}
-        for timed, cells in self.by_frames(videos):
-            pixels = model_inputs(self.loaded, timed.video)
-            for cell in cells:
-                answers = self.models[cell].answer(timed.video, questions, pixels)
-                columns[cell] = [_mark_unreachable(row) for row in answer_columns(timed, answers)]
-        return [columns[cell] for cell in self.cells]
-
-
-def _mark_unreachable(columns: dict[str, Any]) -> dict[str, Any]:
-    """A ratio that a clip can't reach is no error to be tried again."""
-    return columns | {"status": "unreachable"} if columns.get("error_type") == UNREACHABLE else columns
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.report.data import load_sweep
-from pipeline.report.markdown import render_markdown
-from pipeline.report.page import render_page
-from pipeline.report.pictures import draw
+from pipeline.sweep.report.data import load_sweep
+from pipeline.sweep.report.markdown import render_markdown
+from pipeline.sweep.report.page import render_page
+from pipeline.sweep.report.pictures import draw
 
 
 def write_report(folder: Path) -> Path:

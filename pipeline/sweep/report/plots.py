@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from pipeline.report.data import GROUPS, SUBJECT, Comparison, Point
-from pipeline.report.style import INK, STAGE_COLOURS, Look, Plot, gid, looks, new_figure, save, spread
-from pipeline.report.words import share
-from pipeline.sweep import RANDOM
+from pipeline.sweep.cells import RANDOM
+from pipeline.sweep.report.data import GROUPS, SUBJECT, Comparison, Point
+from pipeline.sweep.report.style import INK, STAGE_COLOURS, Look, Plot, gid, looks, new_figure, save, spread
+from pipeline.sweep.report.words import share
 
 MIB = 2**20
 

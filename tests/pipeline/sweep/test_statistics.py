@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.statistics import Paired, bootstrap_accuracy, mcnemar
+from pipeline.sweep.statistics import Paired, bootstrap_accuracy, mcnemar
 
 
 def test_the_interval_holds_the_mean_and_is_reproducible() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from pipeline.report.data import Sweep
-from pipeline.report.findings import frames_seen, headline, warnings
-from pipeline.report.page import RULES, TITLE, measured_how
-from pipeline.report.pictures import Pictures
-from pipeline.report.tables import compact_rows, standing_rows
+from pipeline.sweep.report.data import Sweep
+from pipeline.sweep.report.findings import frames_seen, headline, warnings
+from pipeline.sweep.report.page import RULES, TITLE, measured_how
+from pipeline.sweep.report.pictures import Pictures
+from pipeline.sweep.report.tables import compact_rows, standing_rows
 
 
 def render_markdown(sweep: Sweep, pictures: Sequence[Pictures]) -> str:

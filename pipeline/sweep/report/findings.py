@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
-from pipeline.report.words import gain, listed, percent, share
-from pipeline.statistics import mcnemar
-from pipeline.sweep import RANDOM
+from pipeline.sweep.cells import RANDOM
+from pipeline.sweep.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
+from pipeline.sweep.report.words import gain, listed, percent, share
+from pipeline.sweep.statistics import mcnemar
 
 SIGNIFICANT = 0.05
 WIN, TIE, LOSS, UNTESTED = "wins", "ties", "loses", "untested"

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.data import BASELINES, GROUPS, SUBJECT, Comparison, Point
-from pipeline.sweep import FULL, RANDOM
+from pipeline.sweep.cells import FULL, RANDOM
+from pipeline.sweep.report.data import BASELINES, GROUPS, SUBJECT, Comparison, Point
 
 INK = "#010203"
 """Text and axes; in the page it becomes `currentColor`, so that a plot reads on light and on dark."""

@@ -8,15 +8,15 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from pipeline.report.data import SUBJECT_TITLE, Comparison, Sweep
-from pipeline.report.findings import frames_seen, headline, warnings
-from pipeline.report.gallery import gallery_section
-from pipeline.report.html import Html, element, join
-from pipeline.report.pictures import Pictures
-from pipeline.report.style import GLYPHS, Plot, looks
-from pipeline.report.tables import cell_table, duel_table, standing_table
-from pipeline.report.words import share
-from pipeline.statistics import RESAMPLES
+from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Sweep
+from pipeline.sweep.report.findings import frames_seen, headline, warnings
+from pipeline.sweep.report.gallery import gallery_section
+from pipeline.sweep.report.html import Html, element, join
+from pipeline.sweep.report.pictures import Pictures
+from pipeline.sweep.report.style import GLYPHS, Plot, looks
+from pipeline.sweep.report.tables import cell_table, duel_table, standing_table
+from pipeline.sweep.report.words import share
+from pipeline.sweep.statistics import RESAMPLES
 
 HERE = Path(__file__).parent
 TITLE = f"{SUBJECT_TITLE} and its rivals at equal budget"

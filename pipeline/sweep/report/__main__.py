@@ -1,4 +1,4 @@
-"""`python -m pipeline.report SWEEP` writes the report of a sweep's folder again."""
+"""`python -m pipeline.sweep.report SWEEP` writes the report of a sweep's folder again."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from pipeline.errors import ConfigError
-from pipeline.report import write_report
+from pipeline.sweep.report import write_report
 
 
 def main(sweep: tyro.conf.Positional[Path]) -> int:

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError
-from pipeline.report.words import share
-from pipeline.sweep import FULL, RANDOM
+from pipeline.sweep.cells import FULL, RANDOM
+from pipeline.sweep.report.words import share
 
 SUBJECT = "vitcop"
 SUBJECT_TITLE = "ViTCoP"

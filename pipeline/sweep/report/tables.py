@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pipeline.report.data import SUBJECT_TITLE, Comparison, Record, Sweep
-from pipeline.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
-from pipeline.report.html import Html, element, table
-from pipeline.report.words import chance, gain, mebibytes, percent, share
-from pipeline.sweep import FULL
+from pipeline.sweep.cells import FULL
+from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Record, Sweep
+from pipeline.sweep.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
+from pipeline.sweep.report.html import Html, element, table
+from pipeline.sweep.report.words import chance, gain, mebibytes, percent, share
 
 OUTCOMES = {WIN: "win", LOSS: "loss"}
 MARKS = {"win": "right", "loss": "wrong"}

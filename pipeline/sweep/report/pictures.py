@@ -8,9 +8,9 @@ from pathlib import Path
 
 import matplotlib
 
-from pipeline.report.data import Comparison
-from pipeline.report.plots import accuracy_plots, kind_plot, memory_plot, pareto_plot, speedup_plot, stage_plot
-from pipeline.report.style import SETTINGS, Plot
+from pipeline.sweep.report.data import Comparison
+from pipeline.sweep.report.plots import accuracy_plots, kind_plot, memory_plot, pareto_plot, speedup_plot, stage_plot
+from pipeline.sweep.report.style import SETTINGS, Plot
 
 USUAL_RATIO = 0.25
 """Where most published comparisons are made."""

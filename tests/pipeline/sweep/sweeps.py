@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.sweep import Cell, summarize_cells
+from pipeline.sweep.cells import Cell
+from pipeline.sweep.summary import summarize_cells
 
 RATIOS = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
 SKILLS = {

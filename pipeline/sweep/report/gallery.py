@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.report.data import rank
-from pipeline.report.html import Html, element, join
-from pipeline.report.words import share
-from pipeline.sweep import FULL
+from pipeline.sweep.cells import FULL
+from pipeline.sweep.report.data import rank
+from pipeline.sweep.report.html import Html, element, join
+from pipeline.sweep.report.words import share
 
 GALLERY_FILE = "gallery.json"
 MOST_FRAMES = 8
