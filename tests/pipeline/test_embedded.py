@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
-from pipeline.embedded import MODEL_DIR, train
+from pipeline.embedded import MODEL_DIR
 from pipeline.embedded.demo import write_dataset
 from pipeline.embedded.questions import ANSWERS, CAPTIONS, KINDS, WORDINGS, answer_type, ask, caption, vocabulary
 from pipeline.embedded.scenes import COLORS, FRAME_SIZE, SHAPES, SceneObject, _collide, render, sample_scene
+from pipeline.embedded.training import train
 from pipeline.embedded.training.architecture import GRID, TOKENS_PER_FRAME, build_config, build_model, save_checkpoint
 from pipeline.embedded.training.batches import make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.training.evaluate import judge, read_clip, read_manifest
