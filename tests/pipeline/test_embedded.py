@@ -11,13 +11,13 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaOnevisionForConditionalGeneration
 
 from pipeline.embedded import MODEL_DIR, train
-from pipeline.embedded.training.architecture import GRID, TOKENS_PER_FRAME, build_config, build_model, save_checkpoint
-from pipeline.embedded.training.batches import make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.demo import write_dataset
-from pipeline.embedded.training.evaluate import judge, read_clip, read_manifest
-from pipeline.embedded.training.packed import answer_logits, patch_features, random_order, visual_tokens
 from pipeline.embedded.questions import ANSWERS, CAPTIONS, KINDS, WORDINGS, answer_type, ask, caption, vocabulary
 from pipeline.embedded.scenes import COLORS, FRAME_SIZE, SHAPES, SceneObject, _collide, render, sample_scene
+from pipeline.embedded.training.architecture import GRID, TOKENS_PER_FRAME, build_config, build_model, save_checkpoint
+from pipeline.embedded.training.batches import make_segment, normalize, pack, prompt_prefix
+from pipeline.embedded.training.evaluate import judge, read_clip, read_manifest
+from pipeline.embedded.training.packed import answer_logits, patch_features, random_order, visual_tokens
 from pipeline.embedded.training.tokenizer import build_tokenizer
 from pipeline.embedded.training.train import STAGES, Stage, learning_rate, run
 
