@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pipeline.embedded.training.architecture import GRID, PATCH_SIZE
 from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
 from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
+from pipeline.embedded.training.architecture import GRID, PATCH_SIZE
 from pipeline.embedded.training.tokenizer import TURN_END, TURN_START
 
 IGNORE = -100

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 from pipeline.embedded import MODEL_DIR
-from pipeline.embedded.training.batches import IGNORE, make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.demo import write_dataset
-from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
 from pipeline.embedded.questions import KINDS
+from pipeline.embedded.training.batches import IGNORE, make_segment, normalize, pack, prompt_prefix
+from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
 from pipeline.video import Sampling, decode
 
 NUM_FRAMES = 8

@@ -25,11 +25,11 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from pipeline.embedded.questions import KINDS
+from pipeline.embedded.scenes import COLORS, SHAPES
 from pipeline.embedded.training.architecture import TOKENS_PER_FRAME, build_model, save_checkpoint
 from pipeline.embedded.training.batches import CAPTION_KIND, IGNORE, Clips, prompt_prefix, sample_clips, sample_text
 from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
-from pipeline.embedded.questions import KINDS
-from pipeline.embedded.scenes import COLORS, SHAPES
 from pipeline.embedded.training.tokenizer import build_tokenizer
 
 CHECKPOINT = "training.pt"
