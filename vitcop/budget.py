@@ -6,9 +6,10 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from vitcop.errors import UnreachableBudgetError
 
-class UnreachableBudgetError(ValueError):
-    """A method cannot reach the retention ratio that it was asked for."""
+SHALLOW_AND_DEEP = (2, 22)
+"""The layers of 32 before which ViTCoP prunes, as published; see `scaled_layers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ class Plan:
             current = self.layers.get(layer, current)
             counts.append(current)
         return tuple(counts)
+
+    def stage_of_layer(self, num_layers: int) -> tuple[int, ...]:
+        """For each layer how many stages inside the language model stand before it."""
+        return tuple(sum(start <= layer for start in self.layers) for layer in range(num_layers))
 
     def name(self, layer: int) -> str:
         """What the stage before `layer` is called; -1 is the stage before the model."""

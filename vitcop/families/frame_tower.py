@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitcop.budget import Geometry
 from vitcop.cost import encoder_macs, linear_macs
-from vitcop.families.base import Capture, Family, UnsupportedInputError, UnsupportedModelError
-from vitcop.methods.base import Method
-from vitcop.scores import attention_rows, received_attention
-from vitcop.tokens import VisualTokens
+from vitcop.errors import UnsupportedInputError, UnsupportedModelError
+from vitcop.families.base import Capture, Family, Inputs
+from vitcop.ops.scores import attention_rows, received_attention
+from vitcop.tokens import Needs, VisualTokens
 
 
 class FrameTower(Family):
@@ -40,7 +40,7 @@ class FrameTower(Family):
     # -- what differs between these families ------------------------------------------------------------------------
 
     @abstractmethod
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         """(B, F, channels, height, width) pixels."""
 
     @abstractmethod
@@ -99,17 +99,15 @@ class FrameTower(Family):
 
     def _geometry(self, frames: int) -> Geometry:
         height, width = self.grid
-        return Geometry(num_layers=self.num_layers, frames=frames, height=height, width=width)
+        return Geometry(num_layers=self.language.num_layers, frames=frames, height=height, width=width)
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
-            yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, method)
+            yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, needs)
 
-    def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, method: Method) -> VisualTokens:
-        wanted = method.needs_vision_attention or method.needs_vision_keys
+    def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
+        wanted = needs.attention or needs.keys
         modules = self.queries_and_keys(self._feature_layer()) if wanted else {}
         with Capture(**modules) as captured:
             tokens = self.project(frames)
@@ -117,8 +115,8 @@ class FrameTower(Family):
             features=tokens[:, :, 1:] if self.keeps_cls else tokens,
             height=geometry.height,
             width=geometry.width,
-            attention=self._saliency(captured, len(frames)) if method.needs_vision_attention else None,
-            keys=self._keys(captured, len(frames)) if method.needs_vision_keys else None,
+            attention=self._saliency(captured, len(frames)) if needs.attention else None,
+            keys=self._keys(captured, len(frames)) if needs.keys else None,
             first_frame=first,
             fixed=tokens[:, :, 0] if self.keeps_cls else None,
         )
@@ -142,6 +140,9 @@ class FrameTower(Family):
         grid = patches.transpose(1, 2).unflatten(-1, self.patch_grid)
         return self.pool(grid).flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
+    def num_placeholders(self, geometry: Geometry) -> int:
+        return geometry.num_tokens + self.keeps_cls * geometry.frames
+
     def token_offsets(self, geometry: Geometry) -> Tensor:
         if not self.keeps_cls:
             return super().token_offsets(geometry)
@@ -161,17 +162,17 @@ class FrameTower(Family):
 class VideoTower(FrameTower):
     """Clips come as `pixel_values_videos` (B, F, channels, height, width)."""
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         if inputs.get("pixel_values") is not None:
             raise UnsupportedInputError(
                 f"pictures (pixel_values) of {self.label} can't be pruned; pass a picture as a video of one frame"
             )
         return inputs.get("pixel_values_videos")
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         return self._geometry(inputs["pixel_values_videos"].shape[1])
 
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         return inputs["pixel_values_videos"]
 
     def placeholders(self, input_ids: Tensor) -> Tensor:
@@ -181,10 +182,10 @@ class VideoTower(FrameTower):
 class PictureTower(FrameTower):
     """Everything comes as pictures `pixel_values` (M, channels, height, width); those of a prompt are its frames."""
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         return inputs.get("pixel_values")
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         height, width = self.grid
         length = height * width + int(self.keeps_cls)
         count = int(self.placeholders(inputs["input_ids"][0]).sum())
@@ -196,7 +197,7 @@ class PictureTower(FrameTower):
             )
         return self._geometry(count // length)
 
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         return inputs["pixel_values"].unflatten(0, (-1, geometry.frames))
 
     def placeholders(self, input_ids: Tensor) -> Tensor:

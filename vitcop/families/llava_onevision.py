@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from vitcop.budget import Geometry
-from vitcop.families.base import UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
+from vitcop.families.base import Inputs
 from vitcop.families.frame_tower import VideoTower
-from vitcop.methods.base import Method
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 class LlavaOnevision(VideoTower):
@@ -44,21 +44,22 @@ class LlavaOnevision(VideoTower):
         count = frames.shape[1] * math.prod(self.grid)  # a newline may follow, which depends on the version
         return output[:, :count].unflatten(1, (frames.shape[1], -1))
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def num_placeholders(self, geometry: Geometry) -> int:
+        return super().num_placeholders(geometry) + 1  # the newline
+
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         small = (geometry.height, geometry.width) != self.grid
         encode = self._encode_small if small else super().encode
-        for tokens in encode(inputs, geometry, method, frame_chunk):
+        for tokens in encode(inputs, geometry, needs, frame_chunk):
             last = tokens.first_frame + tokens.frames == geometry.frames
             newline = self.base.image_newline.expand(len(tokens.features), 1, -1)
             yield replace(tokens, fixed=newline) if last else tokens
 
     def _encode_small(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+        self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
-        if method.needs_vision_attention or method.needs_vision_keys:
-            raise UnsupportedInputError(f"{method.name} can't have scores of smaller frames")
+        if needs.attention or needs.keys:
+            raise UnsupportedInputError("scores of the vision tower can't be had of smaller frames")
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
             tokens = self._small_tokens(frames[:, first : first + frame_chunk], geometry)

@@ -12,10 +12,11 @@ from transformers.vision_utils import get_vision_window_index
 
 from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
-from vitcop.families.base import Capture, Family, UnsupportedInputError, joined, rotate
-from vitcop.methods.base import Method
-from vitcop.scores import received_attention
-from vitcop.tokens import VisualTokens
+from vitcop.errors import UnsupportedInputError
+from vitcop.families.base import Capture, Family, Inputs, joined
+from vitcop.language import rotate
+from vitcop.ops.scores import received_attention
+from vitcop.tokens import Needs, VisualTokens
 
 
 class QwenVL(Family):
@@ -41,7 +42,7 @@ class QwenVL(Family):
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         videos, pictures = inputs.get("pixel_values_videos"), inputs.get("pixel_values")
         if videos is not None and pictures is not None:
             raise UnsupportedInputError(
@@ -49,13 +50,13 @@ class QwenVL(Family):
             )
         return pictures if videos is None else videos
 
-    def _grid(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _grid(self, inputs: Inputs) -> Tensor:
         name = "image_grid_thw" if inputs.get("pixel_values_videos") is None else "video_grid_thw"
         if inputs.get(name) is None:
             raise UnsupportedInputError(f"pass {name} together with the pixels, as the processor returns them")
         return inputs[name]
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         grids = self._grid(inputs).tolist()
         if any(grid != grids[0] for grid in grids):
             raise UnsupportedInputError(
@@ -64,12 +65,14 @@ class QwenVL(Family):
             )
         merge = self.vision.spatial_merge_size
         frames, height, width = grids[0]
-        return Geometry(num_layers=self.num_layers, frames=frames, height=height // merge, width=width // merge)
+        return Geometry(
+            num_layers=self.language.num_layers, frames=frames, height=height // merge, width=width // merge
+        )
 
     def placeholders(self, input_ids: Tensor) -> Tensor:
         return (input_ids == self.config.video_token_id) | (input_ids == self.config.image_token_id)
 
-    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+    def position_ids(self, inputs: Inputs) -> Tensor:
         compute = self.base.compute_3d_position_ids
         names = inspect.signature(compute).parameters
         positions = compute(**{name: inputs.get(name) for name in names})
@@ -87,22 +90,18 @@ class QwenVL(Family):
         """The last block whose attention spans the whole slice."""
         return self.visual.blocks[-1]
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         grid, pixels = self._grid(inputs), self.pixels(inputs)
         assert pixels is not None
         slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))
         step = max(1, frame_chunk // self.vision.temporal_patch_size)
         for first in range(0, geometry.frames, step):
-            yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, method)
+            yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, needs)
 
-    def _encode_chunk(
-        self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, method: Method
-    ) -> VisualTokens:
+    def _encode_chunk(self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
         shape = (*slices.shape[:2], geometry.tokens_per_frame)
         grid = torch.cat((torch.full_like(grid[:, :1], slices.shape[1]), grid[:, 1:]), dim=1)
-        wanted = method.needs_vision_attention or method.needs_vision_keys
+        wanted = needs.attention or needs.keys
         modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
         with Capture(**modules) as captured:
             output = self.base.get_video_features(slices.flatten(0, 2), grid, return_dict=True)
@@ -110,8 +109,8 @@ class QwenVL(Family):
             features=joined(output.pooler_output).unflatten(0, shape),
             height=geometry.height,
             width=geometry.width,
-            attention=self._saliency(captured, grid, shape) if method.needs_vision_attention else None,
-            keys=self._keys(captured, grid, shape) if method.needs_vision_keys else None,
+            attention=self._saliency(captured, grid, shape) if needs.attention else None,
+            keys=self._keys(captured, grid, shape) if needs.keys else None,
             first_frame=first,
             deepstack=tuple(joined(side).unflatten(0, shape) for side in self._deepstack(output)),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import check_at_least_one
 from vitcop.methods.inside import OneLayer
-from vitcop.methods.similarity import unit
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, take, true_indices
 from vitcop.tokens import LayerTokens
 
@@ -73,8 +73,8 @@ def take_least_similar(tokens: LayerTokens, chosen: Tensor, pivots: Tensor, shar
     Returns:
         (B, c + sum(shares)) ascending indices among the visual tokens.
     """
-    points = unit(tokens.family.final_norm(tokens.features))
-    centres = unit(tokens.family.final_norm(take(tokens.hidden, pivots)))
+    points = unit(tokens.language.final_norm(tokens.features))
+    centres = unit(tokens.language.final_norm(take(tokens.hidden, pivots)))
     similarity = centres @ points.transpose(1, 2)
     taken = torch.zeros_like(tokens.visual, dtype=torch.bool).scatter_(1, chosen, True)
     for turn, share in enumerate(shares):

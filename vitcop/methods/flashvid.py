@@ -12,13 +12,13 @@ from torch import Tensor
 from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, single_stage, solve_stages
 from vitcop.methods.base import Method, check_shares
 from vitcop.methods.before import required
-from vitcop.methods.density import density_peaks, gather_members
 from vitcop.methods.inside import last_token_attention
-from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
-from vitcop.methods.segments import Segments, split_at_changes
-from vitcop.methods.similarity import farthest_points, similarity_to_previous, unit
+from vitcop.ops.density import density_peaks, gather_members
+from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.ops.segments import Segments, split_at_changes
+from vitcop.ops.similarity import farthest_points, similarity_to_previous, unit
 from vitcop.selection import Selection, top_k_in_order
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 Diversity = Literal["attention", "attention_and_event"]
 NEIGHBOURS = 7
@@ -52,8 +52,7 @@ class FlashVID(Method):
 
     name: ClassVar[str] = "flashvid"
     query_aware: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_previous_hidden: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True, previous_hidden=True)
 
     diversity: Diversity = "attention_and_event"
     alpha: float = 0.7

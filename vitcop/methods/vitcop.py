@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
-from vitcop.clustering import density_peak_clusters, patch_positions
+from vitcop.budget import SHALLOW_AND_DEEP, Geometry, Plan, scaled_layers
+from vitcop.calibration.profiles import KEY_SCORES, KeyScore, Profile, find_profile
+from vitcop.errors import UnreachableBudgetError
 from vitcop.methods.base import Method, check_shares
-from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
-from vitcop.scores import key_distance, key_norm
-from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.ops.cluster_quotas import select_in_clusters
+from vitcop.ops.clustering import density_peak_clusters, patch_positions
+from vitcop.ops.scores import key_distance, key_norm
+from vitcop.selection import MergeRule, Selection, take, top_k_in_order
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 KeySource = Literal["cached", "before_norm"]
 
@@ -45,7 +47,7 @@ class ViTCoP(Method):
     Attributes:
         key_score: what marks a salient token: "small" norm of the head-mean key (the paper), "large" norm, or a large
             "distance" from the clip's mean key. Which one holds differs between models; "profile" takes, at each
-            stage, the score (and, unless given here, the layers) that `python -m vitcop.calibrate` measured.
+            stage, the score (and, unless given here, the layers) that `python jobs/calibrate.py` measured.
         profile: the measured profile or its path, for "profile"; by default the one in the model's folder.
         key_source: whose norm it is. "cached" (the paper) is the key as attention uses it, normed and rotated.
             "before_norm" is what `k_proj` puts out, for models that norm each head's key (`k_norm`: Qwen3): there the
@@ -58,8 +60,6 @@ class ViTCoP(Method):
 
     name: ClassVar[str] = "vitcop"
     frame_local: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_vision_keys: ClassVar[bool] = True
 
     key_score: KeyScore | Literal["profile"] = "small"
     profile: Profile | str | Path | None = None
@@ -87,8 +87,8 @@ class ViTCoP(Method):
             raise ValueError(f"merge must be 'authors' or 'mean', got {self.merge!r}")
 
     @property
-    def needs_previous_hidden(self) -> bool:  # type: ignore[override]
-        return self.key_source == "before_norm"
+    def needs(self) -> Needs:
+        return Needs(attention=True, keys=True, previous_hidden=self.key_source == "before_norm")
 
     def bind(self, model: PreTrainedModel) -> ViTCoP:
         """The method with the profile that it needs, found beside the model unless it was given.
@@ -110,7 +110,7 @@ class ViTCoP(Method):
 
     def layers(self, num_layers: int) -> tuple[int, int]:
         """The layers before which stages II and III prune; a deep layer of `num_layers` means no stage III."""
-        shallow, deep = default_layers(num_layers)
+        shallow, deep = scaled_layers(SHALLOW_AND_DEEP, num_layers)
         if self.key_score == "profile":
             shallow, deep = self._measured.shallow.layer, self._measured.deep.layer
         shallow = shallow if self.shallow_layer is None else self.shallow_layer
@@ -212,12 +212,6 @@ class ViTCoP(Method):
         return -norm if score == "small" else norm
 
 
-def default_layers(num_layers: int) -> tuple[int, int]:
-    """The paper's shallow and deep layer, 2 and 22 of 32, in a language model of another depth."""
-    shallow = max(1, round(num_layers / 16))
-    return shallow, max(shallow + 1, round(11 * num_layers / 16))
-
-
 def tokens_per_frame(entering: int, frames: int) -> int:
     """Tokens of each frame that has any; with fewer tokens than frames, one each for some of the frames."""
     return max(1, entering // frames)
@@ -235,75 +229,3 @@ def cluster_frames(keys: Tensor, kept: Tensor, height: int, width: int, clusters
     features = take(keys.flatten(0, 1), flat)
     positions = patch_positions(height, width, kept.device)[flat]
     return density_peak_clusters(features, positions, clusters).view_as(kept)
-
-
-def select_in_clusters(
-    saliency: Tensor, labels: Tensor, clusters: int, count: int, merge: MergeRule = "authors"
-) -> Selection:
-    """Stage II: keep `count` of V tokens, a share for each cluster, the rest of a cluster merged into one.
-
-    With more clusters than `count`, the count - 1 clusters of highest summed saliency become one token each, and all
-    others together one more. Otherwise each cluster gets one merged token, and the remaining `count - clusters`
-    tokens are shared out in proportion to (size - 1), rounded; what rounding leaves over goes to, or comes from,
-    the clusters in order of their summed saliency. A merged token stands at the middle member of its group.
-
-    Args:
-        saliency: (B, V), higher is more salient. The paper's is the negative key norm.
-        labels: (B, V) cluster of each token, in [0, clusters), none empty.
-        count: tokens to keep, 1 <= count <= V.
-    """
-    total = torch.zeros(len(labels), clusters, device=saliency.device).scatter_add_(1, labels, saliency.float())
-    if clusters > count:
-        labels, clusters = _fold(labels, total, count), count
-        total = torch.zeros_like(total[:, :count])
-    sizes = torch.zeros_like(total).scatter_add_(1, labels, torch.ones_like(saliency, dtype=total.dtype)).long()
-    quota = _quotas(sizes, total, count)
-    chosen = _rank_in_cluster(saliency, labels, sizes) < quota.gather(1, labels)
-    middle = _middle_of_rest(chosen, labels, sizes - quota)
-    mask = chosen.scatter(1, middle, True)
-    slot = (mask.long().cumsum(1) - 1).gather(1, middle).gather(1, labels)
-    return Selection(keep=true_indices(mask, count), merge_into=torch.where(chosen, -1, slot), merge=merge)
-
-
-def _fold(labels: Tensor, total: Tensor, count: int) -> Tensor:
-    """Relabel so that the count - 1 clusters of highest `total` stand alone and all others share the last label."""
-    order = total.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(total.shape[1], device=order.device).expand_as(order)
-    )
-    return rank.clamp(max=count - 1).gather(1, labels)
-
-
-def _quotas(sizes: Tensor, total: Tensor, count: int) -> Tensor:
-    """Tokens (B, C) that each cluster keeps beside its merged one; they add up to count - C."""
-    clusters = sizes.shape[1]
-    most = sizes - 1
-    share = most.float() / most.sum(dim=1, keepdim=True).clamp(min=1)
-    quota = torch.minimum((share * (count - clusters)).round().long(), most)
-    missing = count - clusters - quota.sum(dim=1, keepdim=True)
-    rising = _first_in_order(quota < most, total, missing)
-    falling = _first_in_order(quota > 0, -total, -missing)
-    return quota + rising.long() - falling.long()
-
-
-def _first_in_order(able: Tensor, score: Tensor, number: Tensor) -> Tensor:
-    """Mask (B, C) of the first `number` (B, 1) able clusters by falling score."""
-    order = score.argsort(dim=1, descending=True, stable=True)
-    able_in_order = able.gather(1, order)
-    chosen = able_in_order & (able_in_order.long().cumsum(1) <= number)
-    return torch.zeros_like(able).scatter_(1, order, chosen)
-
-
-def _rank_in_cluster(saliency: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
-    """Place (B, V) of each token within its cluster by falling saliency, from 0."""
-    by_saliency = saliency.argsort(dim=1, descending=True, stable=True)
-    order = by_saliency.gather(1, labels.gather(1, by_saliency).argsort(dim=1, stable=True))
-    start = (sizes.cumsum(1) - sizes).gather(1, labels)
-    place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    return torch.empty_like(labels).scatter_(1, order, place) - start
-
-
-def _middle_of_rest(chosen: Tensor, labels: Tensor, rest: Tensor) -> Tensor:
-    """Index (B, C) of the middle one, by position, of each cluster's `rest` (B, C) tokens that were not chosen."""
-    order = torch.where(chosen, rest.shape[1], labels).argsort(dim=1, stable=True)
-    return order.gather(1, rest.cumsum(1) - rest + rest // 2)
