@@ -12,6 +12,8 @@ import yaml
 from pipeline.errors import ConfigError
 
 Scalar = bool | int | float | str
+ChoiceScoring = Literal["generate", "likelihood", "likelihood-letter"]
+
 DEFAULT_NUM_FRAMES = 8
 
 
@@ -44,6 +46,10 @@ class InputConfig:
     """Questions: a .jsonl, .parquet or .csv file, a glob, or a folder of such files. None: the rendered demo."""
     limit: int | None = None
     """Only the first N rows of the manifest."""
+    bad_rows: Literal["error", "refuse"] = "error"
+    """A row that can't be asked (an empty question or option, options that repeat, an answer that is none of them, a
+    span that ends before it starts) becomes a row with an error, or nothing is started. What is wrong with a file (not
+    readable, a column missing or of the wrong type, an id that repeats) is always refused."""
 
     def __post_init__(self) -> None:
         _require(self.limit is None or self.limit > 0, "limit", self.limit, "a positive number of rows")
@@ -127,18 +133,23 @@ class PruneConfig:
 class AnswerConfig:
     """How a question becomes an answer."""
 
-    choice_scoring: Literal["likelihood", "generate"] = "likelihood"
-    """Multiple choice: the most likely option text, or the letter or option text parsed from what is generated."""
+    choice_scoring: Literal["auto", "generate", "likelihood", "likelihood-letter"] = "auto"
+    """Multiple choice. generate: the model is shown the options, and the letter or option is read from what it
+    generates, as public benchmarks do. likelihood-letter: it is shown the options, and the most likely letter counts.
+    likelihood: it is not shown them, and the most likely option text counts, which compares with no published number.
+    auto: generate, unless the checkpoint's config.json has another `choice_scoring` (embedded: likelihood)."""
     max_new_tokens: int = 64
     """Longest generated answer, in tokens."""
-    prompt: str = "{question}"
-    """What the user says after the video; {question} stands for the question (with its options, when generating)."""
+    prompt: str = "{{ question }}"
+    """What the user says after the video: a Jinja2 template over all columns of the manifest, such as
+    "{{ category }}: {{ question }}", or @FILE with one. {{ question }} is followed by the options where they are shown,
+    unless the template writes them itself: {{ options | lettered("({letter}) {option}") }}. Columns whose names are no
+    Python names: {{ row["option 0"] }}."""
     system: str | None = None
-    """System message, when the chat template has one."""
+    """System message, when the chat template has one: a template or @FILE, as --prompt."""
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
-        _require("{question}" in self.prompt, "prompt", self.prompt, "a text that contains {question}")
 
 
 @dataclass(frozen=True, kw_only=True)

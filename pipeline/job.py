@@ -20,13 +20,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from pipeline.cluster import Build, ClipResult, Engine, EngineConfig
-from pipeline.config import JobConfig, RunConfig, SweepJobConfig
+from pipeline.config import AnswerConfig, JobConfig, ModelConfig, RunConfig, SweepJobConfig
 from pipeline.errors import ConfigError
 from pipeline.manifest import Clip, Manifest, Row, cut_clips, load_manifest
 from pipeline.output import OutputFolder, ShardWriter, open_output
 from pipeline.output.events import ClipDone, Event, Listener, PartWritten, Tick, WorkerLost
 from pipeline.output.progress import Progress, deferred_interrupts
 from pipeline.output.record import RunRecord, fingerprint
+from pipeline.template import ROW, message_templates, read_text
 
 INTERRUPTED = 130
 TOO_MANY_ERRORS = 2
@@ -58,17 +59,25 @@ class Plan:
 def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retry_errors: bool) -> Plan:
     """The clips whose rows are missing in the folder; takes rows with an error out of it if they are to be done again.
 
+    They are when `retry_errors` says so, and when the manifest has corrected them since.
+
     Raises:
         ConfigError: an id in the folder belongs to another question than in the manifest.
     """
     done = folder.done()
-    for row in manifest.rows:
-        if row.sample_id in done and done[row.sample_id].content != row.content:
+    changed = [row for row in manifest.rows if row.sample_id in done and done[row.sample_id].content != row.content]
+    corrected = {row.sample_id for row in changed}
+    for row in changed:
+        if done[row.sample_id].status != "error":
             raise ConfigError(
                 f"{folder.path} holds an answer to another question under sample_id {row.sample_id!r}: "
                 f"{done[row.sample_id].content} there, {row.content} in the manifest. Choose another --output"
             )
-    again = {name: entry.attempt for name, entry in done.items() if retry_errors and entry.status == "error"}
+    again = {
+        name: entry.attempt
+        for name, entry in done.items()
+        if entry.status == "error" and (retry_errors or name in corrected)
+    }
     if again:
         folder.drop(again)
     missing = [row for row in manifest.rows if row.sample_id not in done or row.sample_id in again]
@@ -90,7 +99,7 @@ class Job(ABC):
     """What one kind of job adds to the walk that both share.
 
     Attributes:
-        config: all settings.
+        config: all settings, those of the answers as `settle` leaves them.
         output: the folder that people look at.
     """
 
@@ -102,7 +111,7 @@ class Job(ABC):
     def __init__(self, config: JobConfig | SweepJobConfig) -> None:
         if config.run.output is None and config.input.manifest is not None:
             raise ConfigError("--manifest needs an --output folder for the results")
-        self.config = config
+        self.config = dataclasses.replace(config, answer=settle(config.answer, config.model))
         self.output = config.run.output or self.demo_output
 
     @property
@@ -152,18 +161,25 @@ class Run:
 
     def answer(self) -> None:
         """Answer the clips of the plan and write a part for each shard that is complete."""
-        if not self.plan.clips:
-            return
         writer = ShardWriter(self.folder, self.manifest, self.plan.shard_sizes, self.job.schema)
+        for clip in self.plan.clips:
+            if clip.problem is not None:
+                self._take(ClipResult(clip=clip, attempt=1, error=clip.problem), writer)
+        clips = [clip for clip in self.plan.clips if clip.problem is None]
+        if not clips:
+            return
         progress = Progress(
-            len(self.manifest.rows), initial=self.plan.finished, interval=self.job.config.run.progress_interval
+            len(self.manifest.rows),
+            initial=self.plan.finished + self.counts.rows,
+            errors=self.counts.errors,
+            interval=self.job.config.run.progress_interval,
         )
         self.listeners.append(progress)
         began = time.monotonic()
         engine = Engine[Clip](self.job.build(), self.engine_config, on_worker_lost=self._lose_worker)
         try:
             with engine, ticking(self.emit, progress.close) as tick:
-                for result in engine.run(self.plan.clips, tick):
+                for result in engine.run(clips, tick):
                     self._take(result, writer)
                     self.counts.seconds = time.monotonic() - began
         finally:
@@ -199,7 +215,7 @@ class Run:
         part = writer.add(result.clip, rows)
         # A sweep has several output rows for each question: it failed if one of them did.
         errors = len({row.sample_id for row, columns in rows if columns["status"] == "error"})
-        self.counts.videos += 1
+        self.counts.videos += result.clip.problem is None
         self.counts.rows += len(result.clip.rows)
         self.counts.errors += errors
         self.emit(ClipDone(len(result.clip.rows), errors))
@@ -242,11 +258,7 @@ def run_job(job: Job) -> int:
 
     config = job.config
     with open_output(job.answers_folder) as folder:
-        manifest = load_manifest(
-            config.input.manifest or rendered_demo(job.output / "videos", job.demo_clips),
-            reserved=job.schema.names,
-            limit=config.input.limit,
-        )
+        manifest = read_manifest(job)
         revision = model_revision(config.model.model, config.model.revision)
         identity = fingerprint(config, revision, manifest.extras.schema)
         if config.run.overwrite:
@@ -270,6 +282,50 @@ def run_job(job: Job) -> int:
     if record.state == "interrupted":
         return INTERRUPTED
     return TOO_MANY_ERRORS if summary["failed"] > config.run.max_error_rate * len(manifest.rows) else 0
+
+
+def settle(answer: AnswerConfig, model: ModelConfig) -> AnswerConfig:
+    """The settings with what they mean today: prompts out of their files, and the checkpoint's way of choosing.
+
+    Raises:
+        ConfigError: a file that can't be read, or no such model.
+    """
+    from pipeline.model.load import default_scoring  # with torch, which --help can do without
+
+    scoring = answer.choice_scoring
+    return dataclasses.replace(
+        answer,
+        prompt=read_text("prompt", answer.prompt),
+        system=None if answer.system is None else read_text("system", answer.system),
+        choice_scoring=default_scoring(model.model, model.revision) if scoring == "auto" else scoring,
+    )
+
+
+def read_manifest(job: Job) -> Manifest:
+    """The questions that a job is about; says on stderr what was changed in them, and which can't be asked.
+
+    Raises:
+        ConfigError: see `load_manifest`; or a template that can't be used or names another column.
+    """
+    settings = job.config.input
+    templates = [template for template in message_templates(job.config.answer) if template is not None]
+    manifest = load_manifest(
+        settings.manifest or rendered_demo(job.output / "videos", job.demo_clips),
+        reserved=job.schema.names,
+        limit=settings.limit,
+        bad_rows=settings.bad_rows,
+    )
+    for template in templates:
+        template.check(manifest.columns)
+    total = len(manifest.rows)
+    if labelled := sum(row.options_labelled for row in manifest.rows):
+        changed = f'{labelled} of {total} rows have options with labels such as "A. "'
+        print(f"{changed}; they are taken away (column options_labelled)", file=sys.stderr)
+    if problems := manifest.problems:
+        changed = f"{len(problems)} of {total} rows can't be asked and become rows with an error"
+        print(f"{changed} (--bad-rows), such as: {problems[0].message}", file=sys.stderr)
+    used = frozenset().union(*(template.names for template in templates))
+    return manifest.with_carried(manifest.columns if ROW in used else used)
 
 
 def rows_of_manifest(manifest: Manifest, table: pa.Table) -> pa.Table:

@@ -1,9 +1,13 @@
 """Questions from JSONL, Parquet or CSV files, checked in full before anything starts, and grouped into clips.
 
 Columns: `video` (a relative path starts at the manifest's own folder), `question`, and optionally `sample_id`,
-`options`, `answer`, `start` and `end` (seconds). Every other column is carried through to the output untouched.
-In CSV files `options` is a JSON list, and further columns are text.
+`options`, `answer`, `answer_index`, `start` and `end` (seconds). Every other column is carried through to the output
+untouched. In CSV files `options` is a JSON list, and further columns are text.
+
+What is wrong with a file ends the job before it starts. A row that can't be asked is kept with what is wrong with it.
 """
+
+from __future__ import annotations
 
 import csv
 import glob
@@ -11,20 +15,22 @@ import hashlib
 import io
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ConfigError
+from pipeline import fields
+from pipeline.errors import ConfigError, RowError
 
 _NUMBER = "__number__"
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+_WORDS = (*_TEXT, pa.types.is_integer)
+_LIST = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 REQUIRED = ("video", "question")
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
@@ -35,17 +41,31 @@ INPUT_SCHEMA = pa.schema(
         "question": pa.string(),
         "options": pa.list_(pa.string()),
         "answer": pa.string(),
+        "answer_index": pa.int32(),
         "start": pa.float64(),
         "end": pa.float64(),
     }
 )
-CONTENT = ("video", "start", "end", "question", "options", "answer")
+"""The columns that a manifest may have; in the output `answer_index` is also found from `answer`."""
+ROW_SCHEMA = pa.schema([*INPUT_SCHEMA, pa.field("options_labelled", pa.bool_())])
+"""The columns with which the output repeats a row of the manifest."""
+CONTENT = ("video", "start", "end", "question", "options", "answer", "answer_index")
 """The columns that make a question what it is, whatever its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One question; `index` is its position in the manifest and `path` the video file that `video` means."""
+    """One question.
+
+    Attributes:
+        index: its position in the manifest.
+        path: the video file that `video` means.
+        options: without labels such as "A. ".
+        options_labelled: whether they had labels in the manifest.
+        answer_index: of the right option, where there are options and the right one is known.
+        carried: those of the carried-through columns that its prompt uses.
+        problem: why the row can't be asked; its other values are then what could be made of the manifest's.
+    """
 
     index: int
     sample_id: str
@@ -53,9 +73,18 @@ class Row:
     path: str
     question: str
     options: tuple[str, ...] | None = None
+    options_labelled: bool = False
     answer: str | None = None
+    answer_index: int | None = None
     start: float | None = None
     end: float | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    problem: RowError | None = field(default=None, compare=False)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a prompt can use of the row."""
+        return {name: getattr(self, name) for name in INPUT_SCHEMA.names} | dict(self.carried)
 
     @property
     def content(self) -> tuple[Any, ...]:
@@ -78,6 +107,11 @@ class Clip:
     shard: int = 0
 
     @property
+    def problem(self) -> RowError | None:
+        """Why its one row can't be asked; None for a clip with questions."""
+        return self.rows[0].problem
+
+    @property
     def name(self) -> str:
         """The video and its span, to be read by people."""
         span = "" if self.start is None and self.end is None else f" [{self.start or 0:g}s-{self.end or math.inf:g}s]"
@@ -91,10 +125,33 @@ class Manifest:
     rows: list[Row]
     extras: pa.Table
 
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns that a prompt can use."""
+        return [*INPUT_SCHEMA.names, *self.extras.column_names]
+
+    def with_carried(self, names: Iterable[str]) -> Manifest:
+        """The manifest with these of the carried-through columns in its rows as well."""
+        table = self.extras.select([name for name in self.extras.column_names if name in set(names)])
+        if not table.column_names:
+            return self
+        rows = [replace(row, carried=values) for row, values in zip(self.rows, table.to_pylist(), strict=True)]
+        return replace(self, rows=rows)
+
+    @property
+    def sound(self) -> list[Row]:
+        """The rows that can be asked."""
+        return [row for row in self.rows if row.problem is None]
+
+    @property
+    def problems(self) -> list[RowError]:
+        """What is wrong with the other rows, in their order."""
+        return [row.problem for row in self.rows if row.problem is not None]
+
     def input_columns(self, rows: Sequence[Row]) -> pa.Table:
         """The input columns of the output for these rows: the known ones, then the carried-through ones."""
-        columns = {name: [getattr(row, name) for row in rows] for name in INPUT_SCHEMA.names}
-        table = pa.table(columns, schema=INPUT_SCHEMA)
+        columns = {name: [getattr(row, name) for row in rows] for name in ROW_SCHEMA.names}
+        table = pa.table(columns, schema=ROW_SCHEMA)
         carried = self.extras.take(pa.array([row.index for row in rows], pa.int64()))
         for name in self.extras.column_names:
             table = table.append_column(self.extras.schema.field(name), carried[name])
@@ -113,19 +170,27 @@ class _File(NamedTuple):
     """The other columns of all rows, after the column `_NUMBER` (a table without columns would have no rows)."""
 
 
-def load_manifest(source: str, *, reserved: Iterable[str] = (), limit: int | None = None) -> Manifest:
+def load_manifest(
+    source: str,
+    *,
+    reserved: Iterable[str] = (),
+    limit: int | None = None,
+    bad_rows: Literal["error", "refuse"] = "error",
+) -> Manifest:
     """Reads and checks every row of a file, a glob or a folder of shards.
 
     Args:
         reserved: column names that the output writes itself, so that the manifest can't carry them.
         limit: only the first so many rows.
+        bad_rows: whether a row that can't be asked is kept with its `problem`, or refused.
 
     Raises:
-        ConfigError: the first thing that is wrong, with its file, row and value.
+        ConfigError: the first thing that is wrong with a file (not readable, a column that is missing or of the wrong
+            type, an id that stands there twice), or with `refuse` with a row. It names file, row and value.
     """
     files = [_READERS[path.suffix](path) for path in find_files(source)]
     for file in files:
-        _check_columns(file, set(reserved))
+        _check_columns(file, {*reserved, *ROW_SCHEMA.names} - {*INPUT_SCHEMA.names})
     places = [
         (file, number, record) for file in files for number, record in zip(file.numbers, file.records, strict=True)
     ]
@@ -136,14 +201,19 @@ def load_manifest(source: str, *, reserved: Iterable[str] = (), limit: int | Non
     copies: Counter[str] = Counter()
     for index, (file, number, record) in enumerate(places[:limit]):
         where = f"{file.path}, row {number}"
-        row = _read_row(index, record, file.path.parent, where)
+        row = _read_row(index, record, file.path, where)
         if not row.sample_id:
             row = replace(row, sample_id=_content_id(row, copies))
         if row.sample_id in seen:
             raise ConfigError(f"{where}: sample_id {row.sample_id!r} is already used by {seen[row.sample_id]}")
         seen[row.sample_id] = where
         rows.append(row)
-    return Manifest(rows, _join_extras(source, files).slice(0, len(rows)))
+    manifest = Manifest(rows, _join_extras(source, files).slice(0, len(rows)))
+    problems = manifest.problems
+    if problems and bad_rows == "refuse":
+        more = f" ({len(problems) - 1} more rows can't be asked)" if len(problems) > 1 else ""
+        raise ConfigError(f"{problems[0].message}{more}; with --bad-rows error such rows become rows with an error")
+    return manifest
 
 
 def find_files(source: str) -> list[Path]:
@@ -168,11 +238,12 @@ def find_files(source: str) -> list[Path]:
 
 
 def group_clips(rows: Iterable[Row]) -> list[Clip]:
-    """Clips in the order of their first question, each with all its questions."""
-    groups: dict[tuple[str, float | None, float | None], list[Row]] = {}
+    """Clips in the order of their first question, each with all its questions; a row with a problem is alone in one."""
+    groups: dict[tuple[str, float | None, float | None, int | None], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row.path, row.start, row.end), []).append(row)
-    return [Clip(*key, tuple(group), id=number) for number, (key, group) in enumerate(groups.items())]
+        alone = row.index if row.problem else None
+        groups.setdefault((row.path, row.start, row.end, alone), []).append(row)
+    return [Clip(*key[:3], tuple(group), id=number) for number, (key, group) in enumerate(groups.items())]
 
 
 def cut_clips(rows: Iterable[Row], shard_size: int) -> list[Clip]:
@@ -186,68 +257,47 @@ def cut_clips(rows: Iterable[Row], shard_size: int) -> list[Clip]:
     return clips
 
 
-def _read_row(index: int, record: Mapping[str, Any], folder: Path, where: str) -> Row:
-    """Checks the known columns of one row; a row without `sample_id` gets an empty one."""
-    video = _text(record, "video", where)
-    question = _text(record, "question", where)
-    for name, value in (("video", video), ("question", question)):
-        if not (value and value.strip()):
-            raise ConfigError(f"{where}: {name} is {value!r}; it must be a text that is not empty")
-    start, end = (_seconds(record, name, where) for name in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise ConfigError(f"{where}: end is {end:g}, not after start, {start or 0.0:g}")
+def _read_row(index: int, record: Mapping[str, Any], file: Path, where: str) -> Row:
+    """One row with its known columns checked; without `sample_id` it gets an empty one."""
+    try:
+        return _sound_row(index, record, file)
+    except RowError as error:
+        return _bad_row(index, record, file, RowError(error.error_type, f"{where}: {error.message}"))
+
+
+def _sound_row(index: int, record: Mapping[str, Any], file: Path) -> Row:
+    video, question = (fields.required_text(record, name) for name in REQUIRED)
+    start, end = fields.span(record)
+    options, labelled = fields.options(record)
+    answer, answer_index = fields.answer(record, options, typed=file.suffix != ".csv")
     return Row(
         index=index,
-        sample_id=_text(record, "sample_id", where) or "",
-        video=str(video),
-        path=str(folder.absolute() / str(video)),
-        question=str(question),
-        options=_options(record.get("options"), where),
-        answer=_text(record, "answer", where),
+        sample_id=fields.optional_text(record, "sample_id") or "",
+        video=video,
+        path=str(file.parent.absolute() / video),
+        question=question,
+        options=options,
+        options_labelled=labelled,
+        answer=answer,
+        answer_index=answer_index,
         start=start,
         end=end,
     )
 
 
-def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
-    """Text as it is; a whole number as its digits, since ids and answers are often written so."""
-    value = record.get(name)
-    if isinstance(value, str) and _SURROGATE.search(value):
-        raise ConfigError(f"{where}: {name} is {value!r}; it holds half of a surrogate pair, which is no text")
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise ConfigError(f"{where}: {name} is {value!r}; it must be a text")
-
-
-def _seconds(record: Mapping[str, Any], name: str, where: str) -> float | None:
-    value = record.get(name)
-    if value is None or value == "":
-        return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise ConfigError(f"{where}: {name} is {value!r}; it must be a number of seconds, 0 or more")
-    return seconds
-
-
-def _options(value: Any, where: str) -> tuple[str, ...] | None:
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{where}: options is {value!r}, not a JSON list ({error})") from error
-    if not isinstance(value, list) or len(value) < 2:
-        raise ConfigError(f"{where}: options is {value!r}; it must be a list of at least two texts")
-    texts = [_text({"options": option}, "options", where) for option in value]
-    if not all(text and text.strip() for text in texts):
-        raise ConfigError(f"{where}: options is {value!r}; no option may be empty")
-    return tuple(str(text) for text in texts)
+def _bad_row(index: int, record: Mapping[str, Any], file: Path, problem: RowError) -> Row:
+    """A row that can't be asked, with its values as text where that says what they are."""
+    video, options = fields.shown(record.get("video")) or "", record.get("options")
+    return Row(
+        index=index,
+        sample_id=fields.shown(record.get("sample_id")) or "",
+        video=video,
+        path=str(file.parent.absolute() / video),
+        question=fields.shown(record.get("question")) or "",
+        options=tuple(fields.shown(option) or "" for option in options) if isinstance(options, list) else None,
+        answer=fields.shown(record.get("answer")),
+        problem=problem,
+    )
 
 
 def _content_id(row: Row, copies: Counter[str]) -> str:
@@ -286,10 +336,27 @@ def _read_parquet(path: Path) -> _File:
     except (pa.ArrowInvalid, OSError) as error:
         raise ConfigError(f"{path}: not readable as Parquet: {error}") from error
     known = [name for name in table.column_names if name in INPUT_SCHEMA.names]
+    for name in known:
+        _check_type(path, name, table.schema.field(name).type)
     records = table.select(known).to_pylist()
     numbers = range(1, len(records) + 1)
     numbered = table.replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
     return _File(path, numbers, records, numbered.drop_columns(known))
+
+
+def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
+    """Refuses a column none of whose values could be read; numbers may stand for texts, and texts for numbers."""
+    item = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = any(is_kind(item) for is_kind in _TEXT)
+    if name == "options":
+        fits = text or (any(is_kind(kind) for is_kind in _LIST) and any(is_kind(kind.value_type) for is_kind in _WORDS))
+    elif name in ("video", "question", "sample_id"):
+        fits = text or pa.types.is_integer(item)
+    else:
+        fits = text or pa.types.is_integer(item) or pa.types.is_floating(item) or pa.types.is_decimal(item)
+    if not fits:
+        needed = {"options": "lists of texts", "start": "seconds", "end": "seconds", "answer_index": "whole numbers"}
+        raise ConfigError(f"{path}: column {name!r} is of type {kind}; it must hold {needed.get(name, 'texts')}")
 
 
 def _read_jsonl(path: Path) -> _File:

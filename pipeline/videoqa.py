@@ -76,7 +76,7 @@ class VideoQAJob(Job):
         """The summary of the manifest's rows; rows of the folder that the manifest does not have are counted apart."""
         table = run.folder.read(SUMMARY_COLUMNS)
         mine = rows_of_manifest(run.manifest, table)
-        summary = summarize(mine)
+        summary = summarize(mine) | {"choice_scoring": self.config.answer.choice_scoring}
         others = {"not_in_manifest": table.num_rows - mine.num_rows}
         return summary | others | {"failed": len(run.manifest.rows) - summary["ok"]}
 

@@ -25,7 +25,16 @@ def exit_when_device_fails() -> Iterator[None]:
 
 
 def questions_of(clip: Clip) -> list[Question]:
-    return [Question(question=row.question, options=row.options, answer=row.answer) for row in clip.rows]
+    return [
+        Question(
+            question=row.question,
+            options=row.options,
+            answer=row.answer,
+            answer_index=row.answer_index,
+            columns=row.columns,
+        )
+        for row in clip.rows
+    ]
 
 
 class ClipAnswerer:

@@ -21,10 +21,11 @@ from transformers import Cache, LogitsProcessor, LogitsProcessorList, Repetition
 
 from pipeline.config import JobConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.model.choices import parse_choice, resolve_answer, same_answer
+from pipeline.model.choices import parse_choice, same_answer
 from pipeline.model.frames import FrameSize
 from pipeline.model.load import LoadedModel, load_model
 from pipeline.model.prompt import Prompt, PromptBuilder, Question
+from pipeline.options import LETTERS
 from pipeline.video import DecodedVideo
 from vitcop import (
     Method,
@@ -101,6 +102,7 @@ class VideoQA:
         vision: shared by several of these on one model, so that a clip goes through the vision tower once.
 
     Attributes:
+        choice_scoring: how multiple choice is answered; with `auto` as the checkpoint says.
         record: what the pass over the last clip kept and cost; None before there was one.
 
     Raises:
@@ -116,9 +118,15 @@ class VideoQA:
             prune(self.loaded.model, self.method)
         except UnsupportedModelError as error:
             raise ConfigError(f"--model {self.loaded.name}: {error}") from error
+        asked = config.answer.choice_scoring
+        self.choice_scoring = self.loaded.default_scoring if asked == "auto" else asked
         frames = self.loaded.frame_processor
         self.prompts = PromptBuilder(
-            self.loaded.tokenizer, config.answer, video=frames.video_text, visual_token=frames.visual_token
+            self.loaded.tokenizer,
+            config.answer,
+            show_options=self.choice_scoring != "likelihood",
+            video=frames.video_text,
+            visual_token=frames.visual_token,
         )
 
     @property
@@ -159,11 +167,11 @@ class VideoQA:
 
     def _answer(self, clip: Clip, question: Question, stats: PruneStats, clock: PhaseClock) -> Answer:
         options = question.options
-        right = resolve_answer(question.answer, options) if question.answer is not None and options else None
+        right = question.right_option
         prompt = self.prompts.build(question, clip.placeholders)
         clock.expect("prefill" if clip.share else "generate")
         generated, choice = 0, None
-        if options and self.config.answer.choice_scoring == "likelihood":
+        if options and self.choice_scoring != "generate":
             choice = self._most_likely(clip, prompt, options)
             prediction = options[choice]
         else:
@@ -193,10 +201,13 @@ class VideoQA:
     def _most_likely(self, clip: Clip, prompt: Prompt, options: Sequence[str]) -> int:
         """Index of the option that the model is most likely to answer with.
 
-        An option's score is the log-probability of its tokens and of the end of the turn, added up: that of this
-        answer and no longer one. It is not divided by the length, as the scores of whole answers compare by themselves.
+        The text of an option scores the log-probability of its tokens and of the end of the turn, added up: that of
+        this answer and no longer one. It is not divided by the length, as the scores of whole answers compare by
+        themselves. A letter scores without the end of the turn, as more may follow it ("B. red").
         """
-        answers = [self.prompts.answer_ids(prompt, option) for option in options]
+        letters = self.choice_scoring == "likelihood-letter"
+        texts = LETTERS[: len(options)] if letters else options
+        answers = [self.prompts.answer_ids(prompt, text, end=not letters) for text in texts]
         return int(clip.log_likelihoods(prompt, answers).argmax())
 
     def _check(self, stats: PruneStats) -> PrefillRecord:
@@ -239,18 +250,21 @@ class Clip:
         positions = inputs["position_ids"]
         inputs["position_ids"] = positions[..., -inputs["input_ids"].shape[1] :]
         output = self.model(**inputs, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        cache.batch_repeat_interleave(len(answers))
         ids = [torch.tensor(answer, device=self.model.device) for answer in answers]
-        targets = pad_sequence(ids, batch_first=True, padding_value=-1)
-        # Padding stands at the right, where no token that counts can see it; its own log-probabilities are left out.
-        later = self.model(
-            input_ids=targets[:, :-1].clamp(min=0),
-            past_key_values=cache,
-            position_ids=_positions_after(positions, targets.shape[1] - 1),
-            use_cache=True,
-        ).logits
-        logits = require_numbers(torch.cat((output.logits.expand(len(answers), -1, -1), later), dim=1).float())
+        targets = pad_sequence(ids, batch_first=True, padding_value=-1)  # (n, L)
+        logits = output.logits.expand(len(answers), -1, -1)  # of the first token of each answer
+        if targets.shape[1] > 1:
+            cache = output.past_key_values
+            cache.batch_repeat_interleave(len(answers))
+            # Padding is at the right, where no token that counts can see it; its log-probabilities are left out below.
+            later = self.model(
+                input_ids=targets[:, :-1].clamp(min=0),
+                past_key_values=cache,
+                position_ids=_positions_after(positions, targets.shape[1] - 1),
+                use_cache=True,
+            ).logits
+            logits = torch.cat((logits, later), dim=1)  # (n, L, vocabulary)
+        logits = require_numbers(logits.float())
         log_probabilities = logits.log_softmax(-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
         return log_probabilities.masked_fill(targets < 0, 0).sum(dim=1)
 
@@ -389,9 +403,9 @@ def _positions_after(position_ids: Tensor, count: int) -> Tensor:
 
 
 def _is_correct(question: Question, prediction: str, choice: int | None, right: int | None) -> bool | None:
-    if question.answer is None:
-        return None
-    return choice == right if question.options else same_answer(prediction, question.answer)
+    if question.options:
+        return None if right is None else choice == right
+    return None if question.answer is None else same_answer(prediction, question.answer)
 
 
 def _reset_peak_memory(device: torch.device) -> None:

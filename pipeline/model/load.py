@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pipeline.config import ChoiceScoring
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
 from pipeline.model.frames import FrameProcessor, load_frame_processor
@@ -62,6 +63,11 @@ class LoadedModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    @cached_property
+    def default_scoring(self) -> ChoiceScoring:
+        """See the function of that name."""
+        return _scoring_in(self.name, self.folder / "config.json")
 
     @cached_property
     def revision(self) -> str:
@@ -116,10 +122,39 @@ def model_revision(model: str, revision: str | None = None) -> str:
         ConfigError: no such model.
     """
     folder = _local_folder(model, revision)
-    if folder is not None:
-        return folder_hash(folder)
+    return _config_file(model, revision).parent.name if folder is None else folder_hash(folder)
+
+
+def default_scoring(model: str, revision: str | None = None) -> ChoiceScoring:
+    """How the checkpoint says that it answers multiple choice; `generate` when it does not.
+
+    Reads a hub model's config only.
+
+    Raises:
+        ConfigError: no such model, or its config.json names a way that is not known.
+    """
+    return _scoring_in(model, _config_file(model, revision))
+
+
+def _scoring_in(model: str, config_file: Path) -> ChoiceScoring:
     try:
-        return Path(hf_hub_download(model, "config.json", revision=revision)).parent.name
+        scoring = json.loads(config_file.read_text(encoding="utf-8")).get("choice_scoring", "generate")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--model {model}: {config_file} can't be read: {error}") from error
+    known = get_args(ChoiceScoring)
+    if scoring not in known:
+        raise ConfigError(
+            f"--model {model}: choice_scoring in {config_file} is {scoring!r}; it must be one of {', '.join(known)}"
+        )
+    return scoring
+
+
+def _config_file(model: str, revision: str | None) -> Path:
+    folder = _local_folder(model, revision)
+    if folder is not None:
+        return folder / "config.json"
+    try:
+        return Path(hf_hub_download(model, "config.json", revision=revision))
     except (OSError, HFValidationError, EntryNotFoundError) as error:
         raise _unreachable(model, revision, error) from error
 

@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.model.choices import LETTERS
+from pipeline.options import resolve_answer
+from pipeline.template import lettered, message_templates
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about a clip: multiple choice when it has `options`; checked when it has an `answer`."""
+    """A question about a clip: multiple choice when it has `options`; checked when its answer is known.
+
+    Attributes:
+        answer: the right answer; of multiple choice the option's text, letter or index.
+        answer_index: of the right option, where that is already known.
+        columns: what else the prompt's templates use, by column.
+    """
 
     question: str
     options: tuple[str, ...] | None = None
     answer: str | None = None
+    answer_index: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def right_option(self) -> int | None:
+        """Index of the right option; None for open questions and where it is not known.
+
+        Raises:
+            RowError: `bad_answer`, the answer is none of the options.
+        """
+        if not self.options or self.answer_index is not None or self.answer is None:
+            return self.answer_index
+        return resolve_answer(self.answer, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,36 +65,47 @@ class PromptBuilder:
     """Renders prompts with one tokenizer's chat template.
 
     Args:
+        config: the templates of the user's message and the system message.
+        show_options: whether the options of multiple choice are part of the question.
         video: what the chat template writes for a video.
         visual_token: the token that stands for one visual token.
 
     Raises:
-        ConfigError: the template can't hold a video, or the tokenizer has no token that ends a turn.
+        ConfigError: the chat template can't hold a video, the tokenizer has no token that ends a turn, or one of the
+            templates can't be used.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, config: AnswerConfig, *, video: str, visual_token: str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: AnswerConfig,
+        *,
+        show_options: bool,
+        video: str,
+        visual_token: str,
     ) -> None:
-        self.tokenizer, self.config, self.video, self.visual_token = tokenizer, config, video, visual_token
+        self.tokenizer, self.show_options, self.video, self.visual_token = tokenizer, show_options, video, visual_token
+        self.prompt, self.system = message_templates(config)
         self.visual_id = tokenizer.convert_tokens_to_ids(visual_token)
         self.control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         try:
-            count = self._render("What happens?").count(video)
+            samples = [self._render(text, "Be brief." if self.system else "") for text in ("Why?", "0")]
         except (TemplateError, TypeError) as error:
             raise ConfigError(f"the chat template does not take a video and a text in one message: {error}") from error
-        if count != 1:
+        if (count := samples[0].count(video)) != 1:
             raise ConfigError(f"the chat template writes {video!r} {count} times for one video; it must write it once")
         if tokenizer.eos_token_id is None:
             raise ConfigError("the tokenizer names no eos_token, so it can't be told where an answer ends")
-        self.samples = (self._render("Why?"), self._render("0"))
+        self.samples = samples
 
     def build(self, question: Question, placeholders: str) -> Prompt:
         """The prompt of a question, with `placeholders` (all visual tokens of the clip) in the video's place.
 
         Raises:
-            RowError: `bad_question`, a control token in the text or more options than letters.
+            RowError: `bad_question`, a control token in the text, more options than letters, or values with which a
+                template can't be filled in.
         """
-        text = self._render(self._user_text(question))
+        text = self._render(*self._messages(question))
         video, rest = self._halves(text, placeholders)
         return Prompt(
             ids=(*video, *rest),
@@ -80,10 +113,13 @@ class PromptBuilder:
             tail=text.partition(self.video)[2],
         )
 
-    def answer_ids(self, prompt: Prompt, answer: str) -> list[int]:
-        """The tokens by which the assistant would give `answer`, with the one that ends its turn.
+    def answer_ids(self, prompt: Prompt, answer: str, *, end: bool = True) -> list[int]:
+        """The tokens by which the assistant would give `answer`.
 
         The answer is tokenized behind the end of the prompt, after a space unless that ends in white space.
+
+        Args:
+            end: whether the token that ends the assistant's turn follows.
 
         Raises:
             RowError: `bad_question`, the answer holds a control token or melts into the prompt's last token.
@@ -95,18 +131,23 @@ class PromptBuilder:
             raise RowError(
                 "bad_question", f"option {answer!r} melts into the prompt's last token; use --choice-scoring generate"
             )
-        return [*whole[len(start) :], self.tokenizer.eos_token_id]
+        return [*whole[len(start) :], *([self.tokenizer.eos_token_id] if end else [])]
 
-    def _user_text(self, question: Question) -> str:
+    def _messages(self, question: Question) -> tuple[str, str]:
+        """What the user says after the video, and the system message, which is empty without one.
+
+        Where options are shown, they follow the question, unless the prompt's template writes them itself.
+        """
+        own = {"question": question.question, "options": question.options, "answer": question.answer}
+        columns = {**question.columns, **own}
         text = question.question
-        if question.options and self.config.choice_scoring == "generate":
-            if len(question.options) > len(LETTERS):
-                raise RowError("bad_question", f"{len(question.options)} options; there are {len(LETTERS)} letters")
-            labelled = [f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False)]
-            text = "\n".join([text, *labelled, CHOICE_INSTRUCTION])
-        text = self.config.prompt.replace("{question}", text)
-        self._check_text(text)
-        return text
+        if question.options and self.show_options and "options" not in self.prompt.names:
+            text = "\n".join([text, lettered(question.options), CHOICE_INSTRUCTION])
+        user = self.prompt.render({**columns, "question": text})
+        system = self.system.render(columns) if self.system else ""
+        self._check_text(user)
+        self._check_text(system)
+        return user, system
 
     def _check_text(self, text: str) -> None:
         for token in self.control_tokens:
@@ -115,10 +156,10 @@ class PromptBuilder:
                     "bad_question", f"the text holds the control token {token!r}, which it must not: {text!r}"
                 )
 
-    def _render(self, text: str) -> str:
-        system = [{"role": "system", "content": [{"type": "text", "text": self.config.system}]}]
+    def _render(self, text: str, system: str) -> str:
+        first = {"role": "system", "content": [{"type": "text", "text": system}]}
         user = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
-        messages = [*(system if self.config.system else []), user]
+        messages = [first, user] if system else [user]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def _before_question(self, placeholders: str) -> list[int]:

@@ -29,11 +29,12 @@ class Progress:
         *,
         initial: int = 0,
         interval: float = 5.0,
+        errors: int = 0,
         unit: str = "row",
         stream: TextIO = sys.stderr,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total, self.initial, self.done, self.errors = total, initial, initial, 0
+        self.total, self.initial, self.done, self.errors = total, initial, initial, errors
         self.interval, self.unit, self.stream, self.clock = interval, unit, stream, clock
         self.started = self.spoke = clock()
         self.timed_from: tuple[float, int] | None = None

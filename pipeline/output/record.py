@@ -16,7 +16,7 @@ from pipeline.config import JobConfig, SweepJobConfig, to_mapping
 from pipeline.output.events import ClipDone, Event
 from pipeline.output.folder import OutputFolder
 
-PACKAGES = ("torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy")
+PACKAGES = ("torch", "transformers", "ray", "decord2", "av", "pyarrow", "numpy", "jinja2")
 
 HEARTBEAT_SECONDS = 10.0
 MISSED_BEATS = 6

@@ -10,10 +10,21 @@ from pipeline.output.progress import two_digits
 
 PHASES = ("decode", "vision", "selection", "prefill", "generate")
 
+SCORINGS = {
+    "generate": "options shown, the letter or the option read from what is generated",
+    "likelihood": "options not shown, the most likely option text; compares with no published number",
+    "likelihood-letter": "options shown, the most likely letter",
+}
+"""What `choice_scoring` means."""
+
 SUMMARY_COLUMNS = (
     "sample_id",
     "status",
     "error_type",
+    "options",
+    "answer",
+    "answer_index",
+    "choice",
     "correct",
     "visual_tokens_full",
     "visual_tokens_kept",
@@ -26,24 +37,41 @@ SUMMARY_COLUMNS = (
 def summarize(table: pa.Table) -> dict[str, Any]:
     """Counts, accuracy and costs of the rows of an output.
 
-    Accuracy is over the rows whose right answer is known; errors count as neither right nor wrong. Seconds are sums
-    over rows; what the questions of a clip share is in the first of them.
+    `accuracy` is over the rows whose right answer is known, those with an error included: they are not right.
+    `accuracy_answered` leaves them out. Seconds are sums over rows; what the questions of a clip share is in the first
+    of them.
     """
     ok = pc.equal(table["status"], "ok")
+    known = pc.or_(pc.is_valid(table["answer"]), pc.is_valid(table["answer_index"]))
+    scored, right = _count(known), pc.sum(table["correct"]).as_py() or 0
+    unread = pc.and_(pc.and_(ok, pc.is_valid(table["options"])), pc.is_null(table["choice"]))
     errors = pc.value_counts(table["error_type"].drop_null()).to_pylist()
     full, kept = (pc.sum(table[f"visual_tokens_{which}"]).as_py() for which in ("full", "kept"))
     return {
         "rows": table.num_rows,
-        "ok": pc.sum(ok).as_py() or 0,
+        "ok": _count(ok),
         "errors": {count["values"]: count["counts"] for count in sorted(errors, key=lambda count: -count["counts"])},
-        "scored": table["correct"].drop_null().length() if table.num_rows else 0,
-        "accuracy": pc.mean(table["correct"]).as_py(),
+        "scored": scored,
+        "accuracy": right / scored if scored else None,
+        "scored_errors": _count(pc.and_(known, pc.invert(ok))),
+        "accuracy_answered": pc.mean(table["correct"]).as_py(),
+        "multiple_choice": _count(pc.is_valid(table["options"])),
+        "unread": _count(unread),
         "visual_tokens_full": pc.mean(table["visual_tokens_full"]).as_py(),
         "visual_tokens_kept": pc.mean(table["visual_tokens_kept"]).as_py(),
         "kept_fraction": kept / full if full else None,
         "seconds": {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in PHASES},
         "peak_memory_bytes": pc.max(table["peak_memory_bytes"]).as_py(),
     }
+
+
+def _count(true: pa.ChunkedArray) -> int:
+    return pc.sum(true).as_py() or 0
+
+
+def scoring_line(choice_scoring: str) -> str:
+    """How multiple choice was answered, for people."""
+    return f"choices   {choice_scoring}: {SCORINGS[choice_scoring]}"
 
 
 def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = None) -> str:
@@ -58,6 +86,14 @@ def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = 
     lines += [f"          {count} x {kind}" for kind, count in summary["errors"].items()]
     if summary["accuracy"] is not None:
         lines.append(f"accuracy  {100 * summary['accuracy']:.1f} % of {summary['scored']} rows with a known answer")
+    if summary["scored_errors"]:
+        without = summary["accuracy_answered"]
+        others = "" if without is None else f"; {100 * without:.1f} % of the others"
+        lines.append(f"          {summary['scored_errors']} of them have an error and count as wrong{others}")
+    if summary["unread"]:
+        lines.append(f"          {summary['unread']} replies to multiple choice name no option; they count as wrong")
+    if summary["multiple_choice"] and "choice_scoring" in summary:
+        lines.append(scoring_line(summary["choice_scoring"]))
     if summary["kept_fraction"] is not None:
         kept, full = summary["visual_tokens_kept"], summary["visual_tokens_full"]
         lines.append(f"tokens    {kept:.1f} of {full:.1f} visual tokens kept ({100 * summary['kept_fraction']:.1f} %)")

@@ -18,6 +18,7 @@ from pipeline.config import SweepJobConfig
 from pipeline.job import Answered, Job, Run, rows_of_manifest, run_job
 from pipeline.manifest import Clip, group_clips
 from pipeline.output import ANSWER_SCHEMA, RUN_FILE, error_columns
+from pipeline.output.summary import scoring_line
 from pipeline.sweep.cells import FULL, cells_of, named_methods
 from pipeline.sweep.gallery import write_gallery
 from pipeline.sweep.summary import summarize_cells
@@ -41,6 +42,8 @@ SUMMARY_COLUMNS = (
     "video",
     "start",
     "end",
+    "answer",
+    "answer_index",
     "correct",
     "prediction",
     "status",
@@ -121,7 +124,9 @@ class SweepJob(Job):
     def _measure(self, run: Run) -> list[tuple[Clip, Any]]:
         """What a single worker, alone, finds on the first clips; clips with an error are passed over."""
         wanted = max(1, self.config.sweep.cost_clips, self.config.sweep.gallery_clips)
-        clips = group_clips(run.manifest.rows)[:wanted]
+        clips = group_clips(run.manifest.sound)[:wanted]
+        if not clips:
+            return []
         results = run.answer_alone(partial(build_measurer, self.config), clips)
         found = [(result.clip, result.answers) for result in results if result.error is None]
         return sorted(found, key=lambda pair: pair[0].id)
@@ -132,13 +137,16 @@ class SweepJob(Job):
         ids = {row.sample_id for row in run.manifest.rows}
         done = {name: entry for name, entry in run.folder.done().items() if name in ids}
         failed = total - len(done) + sum(entry.status == "error" for entry in done.values())
-        return {"rows": total, "done": len(done), "failed": failed}
+        scoring = {"choice_scoring": self.config.answer.choice_scoring}
+        return {"rows": total, "done": len(done), "failed": failed} | scoring
 
     def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
         from pipeline.sweep.report import write_report  # with matplotlib, which --help can do without
 
         if state == "finished":
             (self.output / RUN_FILE).write_text((run.folder.path / RUN_FILE).read_text())
+            if any(row.options for row in run.manifest.rows):
+                print(scoring_line(self.config.answer.choice_scoring))
             print(f"report    {write_report(self.output).absolute()}")
 
 

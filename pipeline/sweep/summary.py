@@ -76,8 +76,8 @@ def summarize_cells(
     """What each cell came to, one row each.
 
     Args:
-        rows: answers of all cells: `cell`, `sample_id`, `clip`, `correct`, `prediction`, `status`, `error_type`,
-            `error`, `visual_tokens_full`, `visual_tokens_kept`, and the kind column.
+        rows: answers of all cells: `cell`, `sample_id`, `clip`, `answer`, `answer_index`, `correct`, `prediction`,
+            `status`, `error_type`, `error`, `visual_tokens_full`, `visual_tokens_kept`, and the kind column.
         facts: by cell, columns that the method and the model tell (`settings`, `kept_per_layer`, `macs_language`, ...).
         costs: by cell, measured columns.
         kind_column: which column groups questions, None for none.
@@ -110,8 +110,13 @@ def _random_rows(cell: Cell, by_cell: Mapping[Cell, list[dict[str, Any]]]) -> li
 
 
 def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dict[str, Any]:
+    """Of the rows whose answer is known; those with an error stay in the denominator, as not right."""
     answered = [row for row in rows if row["status"] == "ok"]
-    scored = [row for row in answered if row["correct"] is not None]
+    scored = [
+        {**row, "correct": bool(row["correct"])}
+        for row in rows
+        if row["correct"] is not None or _failed_with_known_answer(row)
+    ]
     record: dict[str, Any] = {"n": len(answered), "errors": len(rows) - len(answered), "kind_column": kind_column}
     record["empty_answers"] = _mean([not row["prediction"] for row in answered])
     if scored:
@@ -126,10 +131,17 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dic
     return record
 
 
+def _failed_with_known_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a row is an error that counts against the cell; what a cell can't reach is no wrong answer of it."""
+    if row["status"] != "error" or row["error_type"] == UNREACHABLE:
+        return False
+    return row["answer"] is not None or row["answer_index"] is not None
+
+
 def _reachability(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A cell none of whose clips could be pruned as asked is not reachable; the reason is the most common one."""
     refused = [row["error"] for row in rows if row["error_type"] == UNREACHABLE]
-    if not rows or len(refused) < len(rows):
+    if not refused or any(row["status"] == "ok" for row in rows):
         return {"reachable": True, "reason": None}
     return {"reachable": False, "reason": Counter(refused).most_common(1)[0][0], "errors": 0}
 

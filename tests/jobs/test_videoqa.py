@@ -1,5 +1,6 @@
 """The main job from manifest to Parquet, with the embedded model: every question once, whatever happens."""
 
+import json
 import os
 import signal
 import subprocess
@@ -119,6 +120,99 @@ class TestInOneRay:
         assert (again["empty"]["status"], again["empty"]["attempt"]) == ("error", 2)
         assert again["good"] == rows["good"]
 
+    def test_labelled_options_are_answered_as_plain_ones(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+        plain = [json.loads(line) for line in dataset.read_text().splitlines()][:24]
+        labelled = [
+            row
+            | {
+                "sample_id": f"labelled-{row['sample_id']}",
+                "options": [f"{'ABCD'[number]}. {option}" for number, option in enumerate(row["options"])],
+                "answer": "ABCD"[row["options"].index(row["answer"])],
+            }
+            for row in plain
+        ]
+        manifest = write_manifest(dataset.parent / "labelled.jsonl", [*plain, *labelled])
+        assert run(manifest, tmp_path / "out", "--method", "none") == 0
+        rows = read_rows(tmp_path / "out")
+        for row in plain:
+            first, second = rows[row["sample_id"]], rows[f"labelled-{row['sample_id']}"]
+            names = ("options", "prediction", "choice", "correct", "answer_index", "prompt_tokens")
+            assert [first[name] for name in names] == [second[name] for name in names]
+            assert (first["options_labelled"], second["options_labelled"]) == (False, True)
+        right = sum(row["correct"] for row in rows.values())
+        assert right >= 44, "the embedded model, unpruned, is nearly always right"
+        printed = capsys.readouterr()
+        assert '24 of 48 rows have options with labels such as "A. "' in printed.err
+        assert "choices   likelihood: options not shown" in printed.out
+        assert read_run(tmp_path / "out")["summary"]["choice_scoring"] == "likelihood"
+        assert read_run(tmp_path / "out")["config"]["answer"]["choice_scoring"] == "likelihood"
+
+    def test_bad_rows_cost_no_other_row(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+        good = [json.loads(line) for line in dataset.read_text().splitlines()][:6]
+        bad = {
+            "empty": {"question": ""},
+            "repeated": {"options": ["red", "red"], "answer": "red"},
+            "none": {"answer": "no option at all"},
+            "ambiguous": {"options": ["1", "2", "3"], "answer": 1},
+            "backwards": {"start": 2, "end": 1},
+        }
+        rows = [*good, *(good[0] | change | {"sample_id": name} for name, change in bad.items())]
+        manifest, output = write_manifest(dataset.parent / "bad.jsonl", rows), tmp_path / "out"
+        assert run(manifest, output, "--bad-rows", "refuse") == 1
+        assert "bad.jsonl, row 7: question is ''" in capsys.readouterr().err
+        assert not list(output.glob("part-*"))
+
+        assert run(manifest, output) == 2
+        printed = capsys.readouterr()
+        assert "5 of 11 rows can't be asked and become rows with an error" in printed.err
+        results = read_rows(output)
+        assert len(results) == 11
+        assert all(results[row["sample_id"]]["status"] == "ok" for row in good)
+        types = {name: (results[name]["status"], results[name]["error_type"]) for name in bad}
+        assert types == {
+            "empty": ("error", "bad_row"),
+            "repeated": ("error", "bad_row"),
+            "none": ("error", "bad_answer"),
+            "ambiguous": ("error", "bad_answer"),
+            "backwards": ("error", "bad_row"),
+        }
+        assert "answer 1 can be the option '1' or the index of '2'" in results["ambiguous"]["error"]
+        summary = read_run(output)["summary"]
+        right = sum(results[row["sample_id"]]["correct"] for row in good)
+        assert (summary["scored"], summary["scored_errors"], summary["accuracy"]) == (11, 5, right / 11)
+        assert "5 of them have an error and count as wrong" in printed.out
+
+        before = read_rows(output)
+        rows[6]["question"] = good[0]["question"]
+        write_manifest(manifest, rows)
+        assert run(manifest, output) == 2
+        after = read_rows(output)
+        assert (after["empty"]["status"], after["empty"]["attempt"]) == ("ok", 2), "corrected in the manifest"
+        assert {name: row for name, row in after.items() if name != "empty"} == {
+            name: row for name, row in before.items() if name != "empty"
+        }
+
+    def test_a_manifest_of_bad_rows_is_all_errors(self, tmp_path: Path) -> None:
+        manifest = write_manifest(
+            tmp_path / "m.jsonl", [{"video": "a", "question": ""}, {"video": "", "question": "q"}]
+        )
+        assert run(manifest, tmp_path / "out", "--shard-size", "1") == 2
+        assert [row["error_type"] for row in read_rows(tmp_path / "out").values()] == ["bad_row"] * 2
+
+    def test_prompts_use_columns_and_count_by_content(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+        template, output = tmp_path / "prompt.txt", tmp_path / "out"
+        template.write_text("{{ kind }} {{ question }}")
+        assert run(dataset, output, "--limit", "5", "--prompt", f"@{template}") == 0
+        assert read_run(output)["config"]["answer"]["prompt"] == "{{ kind }} {{ question }}"
+        assert run(dataset, tmp_path / "plain", "--limit", "5") == 0
+        longer, plain = read_rows(output), read_rows(tmp_path / "plain")
+        assert all(longer[name]["prompt_tokens"] > plain[name]["prompt_tokens"] for name in plain)
+        template.write_text("{{ question }} {{ kind }}")
+        capsys.readouterr()
+        assert run(dataset, output, "--limit", "5", "--prompt", f"@{template}") == 1
+        assert "answer.prompt is '{{ kind }} {{ question }}' there" in capsys.readouterr().err
+        assert run(dataset, output, "--limit", "5", "--prompt", "{{ kind }} {{ question }}") == 0
+
     def test_killed_worker_costs_no_row(
         self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -167,6 +261,14 @@ class TestInOneRay:
         (["--manifest", "m.jsonl"], "--manifest needs an --output folder"),
         (["--model", "./nowhere"], "--model ./nowhere: there is no such folder"),
         (["--method", "magic"], "--method magic: "),
+        (["--prompt", "{category}: {{ question }}"], "--prompt holds {category}; a column is written {{ category }}"),
+        (
+            ["--prompt", "{{ category }}: {{ question }}"],
+            "--prompt uses 'category', but there is no such column; known are sample_id, video, question, options, "
+            "answer, answer_index, start, end, kind",
+        ),
+        (["--system", "{{ category }}"], "--system uses 'category', but there is no such column"),
+        (["--system", "@missing.txt"], "--system @missing.txt: "),
         (["--method-options", "magic=1"], "--method vitcop: "),
         (["--config", "missing.yaml"], "--config missing.yaml: "),
     ],

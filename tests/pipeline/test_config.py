@@ -85,7 +85,6 @@ def test_wrong_yaml_is_named(tmp_path: Path, text: str, message: str) -> None:
         ("frames", {"decode_timeout": 0.0}, "decode_timeout is 0.0"),
         ("prune", {"keep_ratio": 0.0}, "keep_ratio is 0.0"),
         ("prune", {"frame_chunk": 0}, "frame_chunk is 0"),
-        ("answer", {"prompt": "what?"}, "prompt is 'what\\?'"),
         ("answer", {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ("run", {"max_error_rate": 1.5}, "max_error_rate is 1.5"),
         ("run", {"workers": 0}, "workers is 0"),

@@ -125,14 +125,47 @@ def test_line_separators_inside_texts_are_no_line_ends(tmp_path: Path) -> None:
         ({"answer": ["x"]}, "answer is ['x']; it must be a text"),
         ({"end": 10**400}, "end is 1000"),
         ({"question": "half \ud83d"}, "question is 'half \\ud83d'; it holds half of a surrogate pair"),
-        ({"sample_id": "first"}, "sample_id 'first' is already used by"),
+        ({"options": ["A. red", "B. "]}, "options is ['A. red', 'B. ']; no option may be empty"),
+        ({"options": ["A. red", "B. red"]}, "options is ['A. red', 'B. red']; 'red' stands there twice"),
+        ({"options": [" red", "blue", "red"]}, "options is [' red', 'blue', 'red']; 'red' stands there twice"),
+        ({"sample_id": 1.5}, "sample_id is 1.5; it must be a text"),
     ],
 )
-def test_wrong_value_is_named_with_its_file_and_row(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_wrong_value_is_a_row_with_a_problem_or_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     good = {"video": "a.mp4", "question": "what ?"}
-    path = write(tmp_path / "m.jsonl", [good | {"sample_id": "first"}, good, good | row])
+    path = write(tmp_path / "m.jsonl", [good, good, good | row, good])
+    manifest = load_manifest(str(path))
+    assert [row.index for row in manifest.sound] == [0, 1, 3]
+    (problem,) = manifest.problems
+    assert problem.error_type == "bad_row"
+    assert problem.message.startswith(f"{path}, row 3: {message}")
+    assert len({row.sample_id for row in manifest.rows}) == 4
+    assert manifest.input_columns(manifest.rows).num_rows == 4
     with pytest.raises(ConfigError, match=re.escape(f"{path}, row 3: {message}")):
-        load_manifest(str(path))
+        load_manifest(str(path), bad_rows="refuse")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"answer": "yellow"}, "answer 'yellow' is none of the options ['red', '1', '2']"),
+        ({"answer": 1, "options": ["1", "2", "3"]}, "answer 1 can be the option '1' or the index of '2'"),
+        ({"answer": 1.0, "options": ["1", "2", "3"]}, "answer 1 can be the option '1' or the index of '2'"),
+        ({"answer_index": 3}, "answer_index is 3; for 3 options it must be below that"),
+        ({"answer_index": 1.5}, "answer_index is 1.5; it must be a whole number"),
+        ({"answer_index": "first"}, "answer_index is 'first'; it must be a whole number"),
+        ({"answer": "red", "answer_index": 2}, "answer_index is 2, which is '2', but answer is 'red'"),
+        ({"answer_index": 0, "options": None}, "answer_index is 0, but the row has no options"),
+    ],
+)
+def test_an_answer_that_names_no_option_is_a_problem_of_its_row(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    good = {"video": "a.mp4", "question": "what ?", "options": ["red", "1", "2"]}
+    manifest = load_manifest(str(write(tmp_path / "m.jsonl", [good, good | row])))
+    (problem,) = manifest.problems
+    assert problem.error_type == "bad_answer"
+    assert f"row 2: {message}" in problem.message
 
 
 def test_duplicate_id_in_another_shard_is_named(tmp_path: Path) -> None:
@@ -159,7 +192,6 @@ def test_duplicate_id_in_another_shard_is_named(tmp_path: Path) -> None:
             '{"video": "a", "text": "q"}',
             "m.jsonl: there is no column 'question'; the columns are video, text",
         ),
-        ("m.jsonl", '{"video": "a", "question": "q"}\n{"video": "b"}', "m.jsonl, row 2: question is None"),
         ("m.jsonl", "", "the manifest has no rows"),
         ("m.jsonl", '{"video": "a", "question": "q", "status": 1}', "column 'status' is one that the output writes"),
         (
@@ -172,6 +204,11 @@ def test_duplicate_id_in_another_shard_is_named(tmp_path: Path) -> None:
         ("m.csv", "video,question\na,b,c\n", "m.csv, row 1: expected 2 fields"),
         ("m.csv", "video,question,video\na,b,c\n", "m.csv: column 'video' stands twice"),
         ("m.csv", 'video,question\na,"b', "m.csv, row 1: unexpected end of data"),
+        (
+            "m.csv",
+            "video,question,options_labelled\na,b,c\n",
+            "column 'options_labelled' is one that the output writes",
+        ),
         ("m.parquet", "no parquet", "m.parquet: not readable as Parquet"),
         ("m.txt", "a", "m.txt: not a manifest"),
     ],
@@ -213,3 +250,70 @@ def test_questions_on_one_span_are_one_clip(tmp_path: Path) -> None:
     assert [clip.name for clip in clips[1:]] == [f"{tmp_path}/b", f"{tmp_path}/a [1s-2s]"]
     cut = cut_clips(load_manifest(str(tmp_path / "m.jsonl")).rows, 2)
     assert [(clip.id, clip.shard, len(clip.rows)) for clip in cut] == [(0, 0, 2), (1, 1, 1), (2, 1, 1)]
+
+
+LABELLED = ["A. white.", "B. red.", "C. 3"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+@pytest.mark.parametrize("answer", ["B", "(B)", "B. red.", "red.", "Red"])
+def test_labels_of_options_are_taken_away(tmp_path: Path, suffix: str, answer: str) -> None:
+    rows = [
+        {"video": "a", "question": "q", "options": LABELLED, "answer": answer},
+        {"video": "a", "question": "q", "options": ["white.", "red.", "3"], "answer": answer},
+    ]
+    manifest = load_manifest(str(write(tmp_path / f"m{suffix}", rows)))
+    labelled, plain = manifest.rows
+    assert labelled.options == plain.options == ("white.", "red.", "3")
+    assert (labelled.answer_index, plain.answer_index, labelled.answer) == (1, 1, answer)
+    columns = manifest.input_columns(manifest.rows)
+    assert columns["options_labelled"].to_pylist() == [True, False]
+    assert columns["options"].to_pylist() == [["white.", "red.", "3"]] * 2
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv"])
+def test_a_number_is_an_index_only_where_it_cannot_be_a_text(tmp_path: Path, suffix: str) -> None:
+    """A column of whole numbers with gaps, as pandas writes it, is one of floats."""
+    rows: list[dict[str, Any]] = [
+        {"options": ["red", "blue"], "answer": 1},
+        {"options": ["1", "2", "3"], "answer": 1},
+        {"options": ["0", "1", "2"], "answer": 1},
+        {"options": ["1", "2", "3"], "answer": 3},
+        {"options": ["1", "2", "3"], "answer": 1, "answer_index": 1},
+        {"options": ["1", "2", "3"], "answer": None, "answer_index": 0},
+        {"options": None, "answer": 4},
+    ]
+    if suffix == ".parquet":
+        rows = [row | {"answer": None if row["answer"] is None else float(row["answer"])} for row in rows]
+    rows = [{"video": "a", "question": "q", **row} for row in rows]
+    manifest = load_manifest(str(write(tmp_path / f"m{suffix}", rows)))
+    assert [row.answer_index for row in manifest.rows] == [1, None, 1, 2, 1, 0, None]
+    assert manifest.rows[-1].answer == "4"
+    (problem,) = manifest.problems
+    assert "row 2: answer 1 can be the option '1' or the index of '2'" in problem.message
+    assert "column answer_index" in problem.message
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_text_that_is_an_option_is_that_option(tmp_path: Path, suffix: str) -> None:
+    rows = [{"video": "a", "question": "q", "options": ["1", "2", "3"], "answer": "1"}]
+    manifest = load_manifest(str(write(tmp_path / f"m{suffix}", rows)))
+    assert manifest.rows[0].answer_index == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("question", [1.5], "column 'question' is of type double; it must hold texts"),
+        ("video", [["a"]], "column 'video' is of type list<"),
+        ("options", [1], "column 'options' is of type int64; it must hold lists of texts"),
+        ("answer", [["x"]], "column 'answer' is of type list<"),
+        ("answer_index", [True], "column 'answer_index' is of type bool; it must hold whole numbers"),
+        ("start", [{"s": 1}], "column 'start' is of type struct<"),
+    ],
+)
+def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, name: str, values: list[Any], message: str) -> None:
+    columns = {"video": ["a"], "question": ["q"]} | {name: values}
+    pq.write_table(pa.table(columns), tmp_path / "m.parquet")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_manifest(str(tmp_path / "m.parquet"))

@@ -56,6 +56,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfig:
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
         image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]],
+        choice_scoring="likelihood",  # options are no part of the questions that it is trained on
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import vitcop.families
 from pipeline.config import AnswerConfig, JobConfig, ModelConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
 from pipeline.model.answering import Answer, Clip, PhaseClock, VideoQA, attempt, build_method
-from pipeline.model.load import LoadedModel, load_model
+from pipeline.model.load import LoadedModel, default_scoring, load_model
 from pipeline.model.prompt import Prompt, Question
 from pipeline.video import DecodedVideo
 from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
@@ -197,6 +199,43 @@ def test_the_most_likely_option_is_the_answer(loaded: LoadedModel, video: Decode
         assert (answer.choice, answer.prediction) == (best, question.options[best])
         assert answer.correct is (best == {COLOR: 2, YES_NO: 0}[question])
         assert answer.generated_tokens == 0
+
+
+def test_the_most_likely_letter_is_the_answer(loaded: LoadedModel, video: DecodedVideo) -> None:
+    """Of the letters that are offered, whatever else the model would rather say."""
+    qa = make_qa(loaded, scoring="likelihood-letter")
+    for question in (COLOR, YES_NO):
+        prompt = prompt_of(qa, video, question)
+        assert f"A. {question.options[0]}\nB. {question.options[1]}" in prompt.tail
+        with prune(loaded.model, qa.method), torch.inference_mode():
+            logits = loaded.model(**full_inputs(qa, video, prompt.ids)).logits[0, -1]
+        letters = [loaded.tokenizer.convert_tokens_to_ids(letter) for letter in "ABC"[: len(question.options)]]
+        best = int(logits[letters].argmax())
+        (answer,) = qa.answer(video, [question])
+        assert (answer.choice, answer.prediction) == (best, question.options[best])
+        assert (answer.error, answer.generated_tokens) == (None, 0)
+
+
+def test_options_are_shown_except_where_their_likelihood_is_asked_for(loaded: LoadedModel, video: DecodedVideo) -> None:
+    for scoring, shown in (("likelihood", False), ("likelihood-letter", True), ("generate", True)):
+        tail = prompt_of(make_qa(loaded, scoring=scoring), video, COLOR).tail
+        assert ("B. dark blue" in tail) is shown, scoring
+
+
+def test_a_checkpoint_may_say_how_it_answers_multiple_choice(tmp_path: Path) -> None:
+    """What no checkpoint says is that of public benchmarks: the answer is read from what the model generates."""
+    folder = save_checkpoint("llava_onevision", tmp_path)
+    file, settings = folder / "config.json", JobConfig(model=ModelConfig(model=str(folder)))
+    config = json.loads(file.read_text())
+    assert default_scoring(str(folder)) == VideoQA(settings).choice_scoring == "generate"
+    file.write_text(json.dumps(config | {"choice_scoring": "likelihood-letter"}))
+    assert default_scoring(str(folder)) == VideoQA(settings).choice_scoring == "likelihood-letter"
+    asked = dataclasses.replace(settings, answer=AnswerConfig(choice_scoring="likelihood"))
+    assert VideoQA(asked).choice_scoring == "likelihood"
+    file.write_text(json.dumps(config | {"choice_scoring": "guess"}))
+    with pytest.raises(ConfigError, match="is 'guess'; it must be one of generate, likelihood, likelihood-letter"):
+        default_scoring(str(folder))
+    assert default_scoring("embedded") == "likelihood"
 
 
 @pytest.mark.parametrize(

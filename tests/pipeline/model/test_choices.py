@@ -1,36 +1,9 @@
 import pytest
 
-from pipeline.errors import RowError
-from pipeline.model.choices import normalize, parse_choice, resolve_answer, same_answer
+from pipeline.model.choices import parse_choice, same_answer
+from pipeline.options import normalize
 
 COLORS = ("red", "dark red", "a blue car", "green")
-
-
-@pytest.mark.parametrize(
-    ("answer", "index"),
-    [("red", 0), (" Dark Red. ", 1), ("blue car", 2), ("D", 3), ("(b)", 1), ("C.", 2), ("0", 0), ("3", 3)],
-)
-def test_an_answer_may_be_text_letter_or_index(answer: str, index: int) -> None:
-    assert resolve_answer(answer, COLORS) == index
-
-
-def test_the_text_of_an_option_goes_before_letter_and_index() -> None:
-    assert resolve_answer("3", ("2", "3", "4", "5")) == 1
-    assert resolve_answer("A", ("C", "B", "A")) == 2
-    assert resolve_answer("-1", ("1", "-1")) == 1
-
-
-@pytest.mark.parametrize("answer", ["E", "4", "-1", "yellow", "", "re", "²"])
-def test_an_answer_outside_the_options_is_named(answer: str) -> None:
-    with pytest.raises(RowError) as raised:
-        resolve_answer(answer, COLORS)
-    assert raised.value.error_type == "bad_answer"
-    assert repr(answer) in raised.value.message
-
-
-def test_an_answer_that_fits_two_options_is_ambiguous() -> None:
-    with pytest.raises(RowError, match=r"several options, \['a cat', 'Cat!'\]"):
-        resolve_answer("the cat", ("a cat", "dog", "Cat!"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def make(settings: dict[str, Any], revision: str = "r1", columns: pa.Schema = NO
         {"frames": {"decoder": "pyav"}},
         {"prune": {"keep_ratio": 0.5}},
         {"prune": {"method_options": {"key_score": "large"}}},
-        {"answer": {"prompt": "Say: {question}"}},
+        {"answer": {"prompt": "Say: {{ question }}"}},
         {"answer": {"max_new_tokens": 8}},
     ],
 )

@@ -15,6 +15,8 @@ def answers(cell: Cell, correct: list[bool | None], *, error_type: str | None = 
             "sample_id": f"q{number}",
             "clip": f"c{number // 2}",
             "kind": "even" if number % 2 == 0 else "odd",
+            "answer": "yes",
+            "answer_index": None,
             "correct": right if error_type is None else None,
             "prediction": None if error_type else ("yes" if right else ""),
             "status": "error" if error_type else "ok",
@@ -61,3 +63,14 @@ def test_some_errors_do_not_make_a_cell_unreachable() -> None:
     rows += [answers(cell, [None] * 4, error_type="video_unreadable")[3]]
     summary = summarize_cells([full, cell], pa.Table.from_pylist(rows), {}, {}, None).to_pylist()[1]
     assert summary["reachable"] and summary["errors"] == 1 and summary["n"] == 3
+    assert summary["accuracy"] == 0.75, "an error on a row with a known answer is not right"
+
+
+def test_bad_rows_leave_an_unreachable_cell_unreachable() -> None:
+    """A row of the manifest that can't be asked is an error in every cell, and says nothing of any."""
+    cell, full = Cell(method="fastv", keep_ratio=0.1), Cell(method="none")
+    rows = [*answers(full, [True] * 3), answers(full, [None] * 4, error_type="bad_row")[3]]
+    rows += [*answers(cell, [None] * 3, error_type="cannot_prune"), answers(cell, [None] * 4, error_type="bad_row")[3]]
+    whole, refused = summarize_cells([full, cell], pa.Table.from_pylist(rows), {}, {}, None).to_pylist()
+    assert whole["accuracy"] == 0.75
+    assert not refused["reachable"] and "cannot_prune of fastv" in refused["reason"]
