@@ -80,7 +80,7 @@ class PromptBuilder:
         tokenizer: PreTrainedTokenizerBase,
         config: AnswerConfig,
         *,
-        show_options: bool,
+        show_options: bool = True,
         video: str,
         visual_token: str,
     ) -> None:

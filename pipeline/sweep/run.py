@@ -147,6 +147,8 @@ class SweepJob(Job):
             (self.output / RUN_FILE).write_text((run.folder.path / RUN_FILE).read_text())
             if any(row.options for row in run.manifest.rows):
                 print(scoring_line(self.config.answer.choice_scoring))
+            if summary["failed"]:
+                print(f"errors    {summary['failed']} questions; where the answer is known they count as wrong")
             print(f"report    {write_report(self.output).absolute()}")
 
 
