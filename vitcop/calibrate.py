@@ -24,8 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedM
 from vitcop.clips import ClipInputs, read_frames
 from vitcop.families import Family, UnsupportedModelError, family_of
 from vitcop.methods.vitcop import default_layers
+from vitcop.ops.scores import attention_rows, key_distance, key_norm
 from vitcop.profiles import FILE_NAME, KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
-from vitcop.scores import attention_rows, key_distance, key_norm
 from vitcop.selection import take, true_indices
 
 LEAST_CLIPS = 4

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vitcop.scores import attention_rows
+from vitcop.ops.scores import attention_rows
 from vitcop.selection import take
 
 if TYPE_CHECKING:

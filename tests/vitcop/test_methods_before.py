@@ -16,16 +16,16 @@ from vitcop.budget import Geometry, UnreachableBudgetError
 from vitcop.families import family_of
 from vitcop.families.llava_onevision import LlavaOnevision
 from vitcop.methods import METHODS, Method, get_method
-from vitcop.methods.density import density_peaks
 from vitcop.methods.downscale import small_grid
 from vitcop.methods.flashvid import strong_links, sum_trees
 from vitcop.methods.holitom import static_windows
 from vitcop.methods.kmeans import cluster, cluster_selection
 from vitcop.methods.prumerge import choose_centres, take_in_neighbours
-from vitcop.methods.quotas import meet_count
-from vitcop.methods.segments import split_at_changes
-from vitcop.methods.similarity import unit
 from vitcop.methods.visionzip import merged_selection, visionzip_select
+from vitcop.ops.density import density_peaks
+from vitcop.ops.quotas import meet_count
+from vitcop.ops.segments import split_at_changes
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, apply_selection
 from vitcop.tokens import VisualTokens
 

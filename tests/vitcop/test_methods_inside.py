@@ -19,9 +19,9 @@ from vitcop import prune
 from vitcop.budget import Geometry, Plan, UnreachableBudgetError, scaled_layers, shares_to_counts, solve_stages
 from vitcop.methods import DART, METHODS, FastV, Knorm, Method, PyramidDrop, RandomStages, SparseVLM, ViTCoP, VScan
 from vitcop.methods.inside import OneLayer, last_token_attention
-from vitcop.methods.quotas import even_quotas
 from vitcop.methods.sparsevlm import clusters_of, raters, recycle
 from vitcop.methods.vscan import most_alike, scan, window_mask
+from vitcop.ops.quotas import even_quotas
 from vitcop.selection import Selection, apply_selection, take
 from vitcop.tokens import LayerTokens
 

@@ -13,7 +13,7 @@ from vitcop.budget import Geometry
 from vitcop.cost import encoder_macs, linear_macs
 from vitcop.families.base import Capture, Family, UnsupportedInputError, UnsupportedModelError
 from vitcop.methods.base import Method
-from vitcop.scores import attention_rows, received_attention
+from vitcop.ops.scores import attention_rows, received_attention
 from vitcop.tokens import VisualTokens
 
 

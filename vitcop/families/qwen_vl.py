@@ -14,7 +14,7 @@ from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
 from vitcop.families.base import Capture, Family, UnsupportedInputError, joined, rotate
 from vitcop.methods.base import Method
-from vitcop.scores import received_attention
+from vitcop.ops.scores import received_attention
 from vitcop.tokens import VisualTokens
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import check_at_least_one
 from vitcop.methods.inside import OneLayer
-from vitcop.methods.similarity import unit
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, take, true_indices
 from vitcop.tokens import LayerTokens
 

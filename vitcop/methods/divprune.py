@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.similarity import farthest_points, unit
+from vitcop.ops.similarity import farthest_points, unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 

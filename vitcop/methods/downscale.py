@@ -9,8 +9,8 @@ import torch
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.cells import sample_cells
-from vitcop.methods.quotas import spread
+from vitcop.ops.cells import sample_cells
+from vitcop.ops.quotas import spread
 from vitcop.selection import Selection, take
 from vitcop.tokens import VisualTokens
 

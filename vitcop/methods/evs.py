@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.similarity import similarity_to_previous
+from vitcop.ops.similarity import similarity_to_previous
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import VisualTokens
 

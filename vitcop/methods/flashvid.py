@@ -12,11 +12,11 @@ from torch import Tensor
 from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, single_stage, solve_stages
 from vitcop.methods.base import Method, check_shares
 from vitcop.methods.before import required
-from vitcop.methods.density import density_peaks, gather_members
 from vitcop.methods.inside import last_token_attention
-from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
-from vitcop.methods.segments import Segments, split_at_changes
-from vitcop.methods.similarity import farthest_points, similarity_to_previous, unit
+from vitcop.ops.density import density_peaks, gather_members
+from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.ops.segments import Segments, split_at_changes
+from vitcop.ops.similarity import farthest_points, similarity_to_previous, unit
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens, VisualTokens
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel, required
-from vitcop.methods.density import density_peaks, gather_members
-from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
-from vitcop.methods.segments import Segments, with_first_frame
-from vitcop.methods.similarity import similarity_to_previous
+from vitcop.ops.density import density_peaks, gather_members
+from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.ops.segments import Segments, with_first_frame
+from vitcop.ops.similarity import similarity_to_previous
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 

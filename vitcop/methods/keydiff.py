@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.inside import OneLayer
-from vitcop.methods.similarity import unit
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens
 

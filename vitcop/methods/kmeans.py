@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.quotas import meet_count
-from vitcop.methods.similarity import farthest_points, unit
+from vitcop.ops.quotas import meet_count
+from vitcop.ops.similarity import farthest_points, unit
 from vitcop.selection import Selection, true_indices
 from vitcop.tokens import VisualTokens
 

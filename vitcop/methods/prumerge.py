@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel, required
-from vitcop.methods.quotas import best_of_frame, even_quota_sum, even_quotas, keep_mask
-from vitcop.methods.similarity import unit
+from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas, keep_mask
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 

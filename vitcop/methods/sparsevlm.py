@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan, scaled_layers, solve_stages
-from vitcop.clustering import pairwise_distance
 from vitcop.methods.base import Method
 from vitcop.methods.before import required
+from vitcop.ops.clustering import pairwise_distance
 from vitcop.selection import Selection, take, true_indices
 from vitcop.tokens import LayerTokens
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.quotas import best_of_frame, keep_mask
-from vitcop.methods.similarity import unit
+from vitcop.ops.quotas import best_of_frame, keep_mask
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 

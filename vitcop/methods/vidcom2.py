@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel
-from vitcop.methods.quotas import best_of_frame, keep_mask, meet_count
-from vitcop.methods.similarity import unit
+from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 

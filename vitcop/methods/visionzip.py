@@ -10,8 +10,8 @@ from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.before import BeforeModel, required
-from vitcop.methods.quotas import best_of_frame, even_quota_sum, even_quotas
-from vitcop.methods.similarity import unit
+from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, true_indices
 from vitcop.tokens import VisualTokens
 

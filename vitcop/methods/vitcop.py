@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan, UnreachableBudgetError
-from vitcop.clustering import density_peak_clusters, patch_positions
 from vitcop.methods.base import Method, check_shares
+from vitcop.ops.clustering import density_peak_clusters, patch_positions
+from vitcop.ops.scores import key_distance, key_norm
 from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
-from vitcop.scores import key_distance, key_norm
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
 from vitcop.tokens import LayerTokens, VisualTokens
 

@@ -12,8 +12,8 @@ from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, solve
 from vitcop.methods.base import Method, check_at_least_one, check_shares
 from vitcop.methods.before import required
 from vitcop.methods.inside import last_token_attention
-from vitcop.methods.quotas import best_of_frame, even_quota_sum, even_quotas, rank
-from vitcop.methods.similarity import unit
+from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas, rank
+from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, top_k_in_order, true_indices
 from vitcop.tokens import LayerTokens, VisualTokens
 

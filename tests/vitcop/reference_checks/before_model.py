@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from tests.vitcop.reference_checks import Case, Check, close, same_indices
-from vitcop.methods.density import density_peaks
 from vitcop.methods.divprune import divprune_order
 from vitcop.methods.evs import evs_scores
 from vitcop.methods.fastvid import NEIGHBOURS, FastVID, Flavour
 from vitcop.methods.flashvid import Diversity, FlashVID
 from vitcop.methods.holitom import HoliTom, ratio_after_averaging, static_windows
 from vitcop.methods.prumerge import take_in_neighbours
-from vitcop.methods.quotas import meet_count
-from vitcop.methods.segments import Segments, split_at_changes
-from vitcop.methods.similarity import similarity_to_previous, unit
 from vitcop.methods.vcast import curvature, vcast_select
 from vitcop.methods.vidcom2 import steady_channels, vidcom2_likeness, vidcom2_select, vidcom2_shares
 from vitcop.methods.visionzip import merged_selection, visionzip_select
+from vitcop.ops.density import density_peaks
+from vitcop.ops.quotas import meet_count
+from vitcop.ops.segments import Segments, split_at_changes
+from vitcop.ops.similarity import similarity_to_previous, unit
 from vitcop.selection import apply_selection, take, top_k_in_order
 
 

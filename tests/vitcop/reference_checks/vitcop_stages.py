@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tests.vitcop.reference_checks import Case, close, same_indices
 from vitcop.methods.vitcop import cluster_frames, select_in_clusters
-from vitcop.scores import key_norm
+from vitcop.ops.scores import key_norm
 from vitcop.selection import apply_selection, top_k_in_order
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vitcop.clustering import pairwise_distance
+from vitcop.ops.clustering import pairwise_distance
 
 
 def density_peaks(points: Tensor, valid: Tensor, neighbours: Tensor | int, most: int) -> tuple[Tensor, Tensor]:

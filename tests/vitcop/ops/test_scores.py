@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitcop import scores
+from vitcop.ops import scores
 
 
 def test_key_norm_is_the_norm_of_the_head_mean() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcop.clustering import density_peak_clusters, pairwise_distance, patch_positions
+from vitcop.ops.clustering import density_peak_clusters, pairwise_distance, patch_positions
 
 
 def plain_clusters(features: Tensor, positions: Tensor, clusters: int) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vitcop.methods.quotas import rank
+from vitcop.ops.quotas import rank
 
 
 @dataclass(frozen=True)
