@@ -13,8 +13,8 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
+from vitcop import get_method
 from vitcop.budget import Geometry
-from vitcop.methods import get_method
 
 GEOMETRY = Geometry(num_layers=28, frames=32, height=14, width=14)
 RATIOS = (0.5, 0.25, 0.1)

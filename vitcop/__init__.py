@@ -7,21 +7,26 @@ with prune(model, ViTCoP(retention_ratio=0.25)) as stats:
 print(stats.last)
 """
 
-from vitcop.budget import UnreachableBudgetError
-from vitcop.families import UnsupportedInputError, UnsupportedModelError
-from vitcop.methods import ViTCoP, get_method
+from vitcop.errors import ProfileError, UnreachableBudgetError, UnsupportedInputError, UnsupportedModelError
+from vitcop.families import Family, family_of
+from vitcop.methods import METHODS, Method, ViTCoP, get_method
 from vitcop.pruning import prune
 from vitcop.stats import PrefillRecord, PruneStats
 from vitcop.vision import VisionCache
 
 __all__ = [
+    "METHODS",
+    "Family",
+    "Method",
     "PrefillRecord",
+    "ProfileError",
     "PruneStats",
     "UnreachableBudgetError",
     "UnsupportedInputError",
     "UnsupportedModelError",
     "ViTCoP",
     "VisionCache",
+    "family_of",
     "get_method",
     "prune",
 ]

@@ -6,9 +6,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-
-class UnreachableBudgetError(ValueError):
-    """A method cannot reach the retention ratio that it was asked for."""
+from vitcop.errors import UnreachableBudgetError
 
 
 @dataclass(frozen=True, kw_only=True)

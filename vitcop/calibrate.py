@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from vitcop.clips import ClipInputs, read_frames
-from vitcop.families import Family, UnsupportedModelError, family_of
+from vitcop.errors import UnsupportedModelError
+from vitcop.families import Family, family_of
+from vitcop.language import LanguageModel
 from vitcop.methods.vitcop import default_layers
 from vitcop.ops.scores import attention_rows, key_distance, key_norm
 from vitcop.profiles import FILE_NAME, KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
@@ -97,8 +99,8 @@ class Watch:
         attention, norm, distance: (V,) for each layer, in order.
     """
 
-    def __init__(self, family: Family, visual: Tensor, rows: Tensor) -> None:
-        self.family, self.visual, self.rows = family, visual, rows
+    def __init__(self, language: LanguageModel, visual: Tensor, rows: Tensor) -> None:
+        self.language, self.visual, self.rows = language, visual, rows
         self.attention: list[Tensor] = []
         self.norm: list[Tensor] = []
         self.distance: list[Tensor] = []
@@ -106,11 +108,11 @@ class Watch:
     def __call__(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         cos, sin = kwargs["position_embeddings"]
-        keys = self.family.rotated_keys(layer, hidden, (cos, sin))
+        keys = self.language.rotated_keys(layer, hidden, (cos, sin))
         text = take(hidden, self.rows), (take(cos, self.rows), take(sin, self.rows))
-        queries = self.family.rotated_queries(layer, *text)
+        queries = self.language.rotated_queries(layer, *text)
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= self.rows[..., None]
-        rows = attention_rows(queries, keys, self.family.attention_scale(layer), seen[:, None])
+        rows = attention_rows(queries, keys, self.language.attention_scale(layer), seen[:, None])
         visual_keys = keys[:, :, self.visual[0]]
         self.attention.append(rows.mean(dim=(1, 2))[0, self.visual[0]])
         self.norm.append(key_norm(visual_keys)[0])
@@ -127,10 +129,10 @@ def watch_prefill(family: Family, inputs: Inputs) -> Watch:
     rows = torch.arange(int(places.max()) + 1, ids.shape[1], device=ids.device)[None]
     if rows.shape[1] == 0:
         raise ValueError("the prompt ends with the video; calibration needs text after it, such as a question")
-    watch = Watch(family, places[:, family.token_offsets(family.geometry(inputs)).to(ids.device)], rows)
+    watch = Watch(family.language, places[:, family.token_offsets(family.geometry(inputs)).to(ids.device)], rows)
     handles = [
         layer.register_forward_pre_hook(functools.partial(watch, number), with_kwargs=True)
-        for number, layer in enumerate(family.layers)
+        for number, layer in enumerate(family.language.layers)
     ]
     try:
         family.base(**inputs, use_cache=False)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from vitcop.families import UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
 
 STACKED = ("llava_onevision", "llava_next_video", "video_llava")
 """Families that take frames of one size, one behind the other."""

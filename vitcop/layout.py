@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from vitcop.families.base import UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
 
 ATTRIBUTE = "vitcop_layout"
 

@@ -10,15 +10,13 @@ from typing import Any, Literal
 
 from transformers import PreTrainedModel
 
+from vitcop.errors import ProfileError
+
 KeyScore = Literal["small", "large", "distance"]
 KEY_SCORES: tuple[KeyScore, ...] = ("small", "large", "distance")
 
 FILE_NAME = "vitcop_profile.json"
 FORMAT = 1
-
-
-class ProfileError(ValueError):
-    """A profile is missing, cannot be read, or belongs to another model."""
 
 
 @dataclass(frozen=True, kw_only=True)

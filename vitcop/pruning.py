@@ -15,7 +15,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 
 from vitcop.cost import decoder_macs
-from vitcop.families import Family, UnsupportedInputError, family_of
+from vitcop.errors import UnsupportedInputError
+from vitcop.families import Family, family_of
 from vitcop.layout import ATTRIBUTE, CacheLayout, check_cache, last_position
 from vitcop.methods.base import Method
 from vitcop.selection import Selection, apply_selection, take, true_indices
@@ -106,7 +107,7 @@ class prune:
         if id(self.model) in _pruned_models:
             raise RuntimeError("this model is already being pruned; leave the other context first")
         _pruned_models.add(id(self.model))
-        base, text, layers = self.family.base, self.family.text, self.family.layers
+        base, text, layers = self.family.base, self.family.text, self.family.language.layers
         self._handles = [
             base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             base.register_forward_hook(self._after_base, always_call=True),
@@ -127,7 +128,7 @@ class prune:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        for layer in self.family.layers:
+        for layer in self.family.language.layers:
             if isinstance(layer.mlp, TokenChunks):
                 layer.mlp = layer.mlp.mlp
         vars(self.model).pop(ENCODE, None)  # the class's own shows again
@@ -202,7 +203,7 @@ class prune:
             return None
         state.cache = inputs.get("past_key_values")
         if state.cache is None:
-            state.cache = DynamicCache(config=self.family.text_config)
+            state.cache = DynamicCache(config=self.family.language.config)
         check_cache(state.cache)
         _check_mask(mask)
         encoded = self._vision.encode(inputs, pixels, plan, geometry)
@@ -263,7 +264,7 @@ class prune:
 
     def _warn_beyond_context(self, length: int, end: Tensor) -> None:
         """Warn of positions that were not trained; they are read from the device for very long prompts only."""
-        limit = self.family.text_config.max_position_embeddings
+        limit = self.family.language.config.max_position_embeddings
         if length > limit and (last := int(end.max())) >= limit:
             warnings.warn(
                 f"the prompt's positions go up to {last}, the model was trained on fewer than {limit}; "
@@ -326,7 +327,7 @@ class prune:
         self, state: Prefill, sequence: Sequence, layer: int, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        if layer == 0 and self.method.needs_embeds:
+        if layer == 0 and self.method.needs.embeds:
             state.embeds, state.embeds_visual = hidden, sequence.visual
         if 0 < layer <= len(sequence.deepstack):
             hidden = add(hidden, sequence.visual, sequence.deepstack[layer - 1])
@@ -336,7 +337,7 @@ class prune:
             self.clock("selection")
         assert state.layout is not None
         state.layout.enter_layer(sequence.length, sequence.valid)
-        needed = self.method.needs_previous_hidden and layer + 1 in state.plan.layers
+        needed = self.method.needs.previous_hidden and layer + 1 in state.plan.layers
         state.previous_hidden = hidden if needed else None
         # Layers rotate by `position_embeddings`; in position ids with gaps, flash attention would see packed prompts.
         changed: dict[str, Any] = {"position_ids": None}
@@ -354,7 +355,7 @@ class prune:
         assert state.cache is not None and state.layout is not None
         previous = state.cache.layers[layer - 1]
         tokens = LayerTokens(
-            family=self.family,
+            language=self.family.language,
             layer=layer,
             hidden=hidden,
             visual=sequence.visual,
@@ -393,7 +394,7 @@ class prune:
     def _mask(self, hidden: Tensor, valid: Tensor | None, cache: Cache | None, layer: int) -> Any:
         """The mask that the model's attention implementation takes, for the tokens that this layer's cache holds."""
         return create_causal_mask(
-            config=self.family.text_config,
+            config=self.family.language.config,
             inputs_embeds=hidden,
             attention_mask=valid,
             past_key_values=cache,
@@ -408,8 +409,8 @@ class prune:
 
     def _finish(self, state: Prefill, cache: Cache | None) -> None:
         family, plan, geometry = self.family, state.plan, state.geometry
-        kept = plan.per_layer(family.num_layers)
-        lengths = (state.seen,) * family.num_layers
+        kept = plan.per_layer(family.language.num_layers)
+        lengths = (state.seen,) * family.language.num_layers
         if state.layout is not None:
             setattr(cache, ATTRIBUTE, state.layout)
             lengths = tuple(state.layout.cached[stage] for stage in state.layout.stage_of_layer)
@@ -424,7 +425,7 @@ class prune:
                 prompt_tokens=lengths[0] - kept[0],
                 kv_bytes=stored // state.batch,
                 macs_vision=family.vision_macs(plan.encoded(geometry)),
-                macs_language=decoder_macs(family.text_config, lengths),
+                macs_language=decoder_macs(family.language.config, lengths),
                 kept_index=state.kept_index,
             )
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from vitcop.budget import Geometry, Plan
-from vitcop.families import UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
 from vitcop.layout import CacheLayout
 from vitcop.selection import Selection, take, true_indices
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vitcop.language import LanguageModel, Rotary
 from vitcop.ops.scores import attention_rows
 from vitcop.selection import take
 
-if TYPE_CHECKING:
-    from vitcop.families import Family
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method reads beside the tokens themselves; the rest is not computed or kept for it.
+
+    Attributes:
+        attention, keys: of the vision tower, see VisualTokens.
+        previous_hidden, embeds: of the language model, see LayerTokens.
+    """
+
+    attention: bool = False
+    keys: bool = False
+    previous_hidden: bool = False
+    embeds: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +64,7 @@ class LayerTokens:
     """The sequence on its way into a layer of the language model, and the K visual tokens in it.
 
     Attributes:
+        language: the language model, for its norms and projections.
         layer: index of the layer about to run.
         hidden: (B, S, D) its input.
         visual: (B, K) positions of the visual tokens within S, ascending.
@@ -67,7 +80,7 @@ class LayerTokens:
         next_position: (B,) position of the token that follows the prompt.
     """
 
-    family: Family
+    language: LanguageModel
     layer: int
     hidden: Tensor
     visual: Tensor
@@ -79,7 +92,7 @@ class LayerTokens:
     embeds: Tensor | None
     embeds_visual: Tensor | None
     valid: Tensor | None
-    rotary: tuple[Tensor, Tensor]
+    rotary: Rotary
     after: Tensor
     next_position: Tensor
 
@@ -108,9 +121,9 @@ class LayerTokens:
     def plain_keys(self) -> Tensor:
         """(B, G, K, d_h) keys of the visual tokens in the layer before, without norm and rotation.
 
-        Needs `previous_hidden`.
+        Read from `previous_hidden`.
         """
-        return self.family.plain_keys(self.layer - 1, take(self._hidden_before(), self.visual))
+        return self.language.plain_keys(self.layer - 1, take(self._hidden_before(), self.visual))
 
     @cached_property
     def features(self) -> Tensor:
@@ -129,17 +142,19 @@ class LayerTokens:
         layer = self.layer if own_layer else self.layer - 1
         hidden = self.hidden if own_layer else self._hidden_before()
         cos, sin = self.rotary
-        queries = self.family.rotated_queries(layer, take(hidden, rows), (take(cos, rows), take(sin, rows)))
-        keys = self.family.rotated_keys(layer, hidden, self.rotary) if own_layer else self.previous_keys
+        queries = self.language.rotated_queries(layer, take(hidden, rows), (take(cos, rows), take(sin, rows)))
+        keys = self.language.rotated_keys(layer, hidden, self.rotary) if own_layer else self.previous_keys
         position = torch.arange(hidden.shape[1], device=hidden.device)
         seen = (position <= rows[..., None])[:, None]
         if self.valid is not None:
             seen = seen & self.valid[:, None, None, :]
-        attention = attention_rows(queries, keys, self.family.attention_scale(layer), seen)
+        attention = attention_rows(queries, keys, self.language.attention_scale(layer), seen)
         where = self.visual[:, None, None, :].expand(-1, attention.shape[1], attention.shape[2], -1)
         return attention.gather(3, where)
 
     def _hidden_before(self) -> Tensor:
         if self.previous_hidden is None:
-            raise RuntimeError("the method must set `needs_previous_hidden` to read the layer before")
+            raise RuntimeError(
+                "the method reads the input of the layer before; its `needs` must say previous_hidden=True"
+            )
         return self.previous_hidden

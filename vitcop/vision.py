@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
-from vitcop.families import Family, UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
+from vitcop.families import Family
 from vitcop.methods.base import Method
 from vitcop.selection import apply_selection
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 Clock = Callable[[str], None]
 
@@ -31,21 +32,21 @@ class VisionCache:
         self._chunks: list[VisualTokens] = []
 
     def chunks(
-        self, key: tuple[Any, ...], method: Method, encode: Callable[[], Iterable[VisualTokens]]
+        self, key: tuple[Any, ...], needs: Needs, encode: Callable[[], Iterable[VisualTokens]]
     ) -> list[VisualTokens]:
         """The clip's tokens; `encode` makes them when they are not there.
 
         Args:
             key: the pixel tensor, compared by identity, its version, and what else the tokens depend on.
         """
-        if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(method)):
+        if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(needs)):
             self._chunks = []  # lets go of the last clip before the next one is encoded
             self._key, self._chunks = key, list(encode())
         return self._chunks
 
-    def _has(self, method: Method) -> bool:
-        attention = self._chunks[0].attention is not None or not method.needs_vision_attention
-        return attention and (self._chunks[0].keys is not None or not method.needs_vision_keys)
+    def _has(self, needs: Needs) -> bool:
+        attention = self._chunks[0].attention is not None or not needs.attention
+        return attention and (self._chunks[0].keys is not None or not needs.keys)
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class VisionStage:
             raise UnsupportedInputError(
                 f"{self.family.label} can't encode smaller frames; {self.method.name} needs that"
             )
-        encode = functools.partial(self.family.encode, inputs, encoded, self.method, self.frame_chunk)
+        encode = functools.partial(self.family.encode, inputs, encoded, self.method.needs, self.frame_chunk)
         chunks: Iterable[VisualTokens]
         if self.cache is None:
             chunks = encode()
         else:
             key = (pixels, _version(pixels), encoded, self.frame_chunk)
-            chunks = self.cache.chunks(key, self.method, encode)
+            chunks = self.cache.chunks(key, self.method.needs, encode)
         if self.method.frame_local:
             return concatenate([self._select(chunk, plan, geometry) for chunk in self._timed(chunks)])
         whole = join_frames(list(chunks))

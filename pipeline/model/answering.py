@@ -27,16 +27,17 @@ from pipeline.model.load import LoadedModel, load_model
 from pipeline.model.prompt import Prompt, PromptBuilder, Question
 from pipeline.video import DecodedVideo
 from vitcop import (
+    Method,
     PrefillRecord,
     PruneStats,
     UnreachableBudgetError,
     UnsupportedInputError,
     UnsupportedModelError,
     VisionCache,
+    family_of,
+    get_method,
     prune,
 )
-from vitcop.families import family_of
-from vitcop.methods import Method, get_method
 
 __all__ = ["Answer", "Question", "VideoQA"]
 

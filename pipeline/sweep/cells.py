@@ -61,7 +61,7 @@ def split_method(text: str) -> tuple[str, dict[str, Any]]:
 
 def named_methods(config: SweepConfig) -> SweepConfig:
     """The settings with every method by its name, so that a record says what `all` stood for."""
-    from vitcop.methods import METHODS
+    from vitcop import METHODS
 
     names = chain.from_iterable(METHODS if text == "all" else [text] for text in config.methods)
     return dataclasses.replace(config, methods=tuple(dict.fromkeys(names)))
@@ -73,7 +73,7 @@ def cells_of(config: SweepConfig) -> list[Cell]:
     Raises:
         ConfigError: an unknown method or option.
     """
-    from vitcop.methods import get_method
+    from vitcop import get_method
 
     counts: Sequence[int | None] = config.frame_counts or (None,)
     cells = [Cell(method=FULL, num_frames=count) for count in counts]

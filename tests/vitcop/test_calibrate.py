@@ -15,9 +15,10 @@ from tests.vitcop.models import SETUPS, build, make_inputs
 from vitcop import ViTCoP, prune
 from vitcop.calibrate import calibrate, main, rank_correlation, summarize, watch_prefill
 from vitcop.clips import PATCHED, STACKED, ClipInputs, read_frames
-from vitcop.families import UnsupportedInputError, family_of
+from vitcop.errors import ProfileError, UnsupportedInputError
+from vitcop.families import family_of
 from vitcop.ops.scores import key_distance, key_norm
-from vitcop.profiles import FILE_NAME, Profile, ProfileError
+from vitcop.profiles import FILE_NAME, Profile
 
 NAMES = {"model": "tiny", "model_type": "llava_onevision", "frames": 4, "visual_tokens": 64}
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.vitcop.models import build, make_inputs
 from vitcop import UnsupportedInputError, prune
-from vitcop.budget import Geometry, UnreachableBudgetError
+from vitcop.budget import Geometry
+from vitcop.errors import UnreachableBudgetError
 from vitcop.families import family_of
 from vitcop.families.llava_onevision import LlavaOnevision
 from vitcop.methods import METHODS, Method, get_method

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from tests.vitcop.models import SETUPS, TEXT_FROM, VOCABULARY, build, make_inputs, take_row
 from vitcop import prune
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError, scaled_layers, shares_to_counts, solve_stages
+from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, solve_stages
+from vitcop.errors import UnreachableBudgetError
 from vitcop.methods import DART, METHODS, FastV, Knorm, Method, PyramidDrop, RandomStages, SparseVLM, ViTCoP, VScan
 from vitcop.methods.inside import OneLayer, last_token_attention
 from vitcop.methods.sparsevlm import clusters_of, raters, recycle
@@ -280,7 +281,7 @@ def test_dart_keeps_visual_pivots_and_gives_the_others_even_shares(count: int, m
     method = DART(retention_ratio=RATIO)
     visual, text = method.pivots(tokens)
     keep = method.select_layer(tokens, Plan(entering=80, layers={tokens.layer: count}), None).keep  # type: ignore[arg-type]
-    points = torch.nn.functional.normalize(tokens.family.final_norm(tokens.hidden), dim=-1).detach()
+    points = torch.nn.functional.normalize(tokens.language.final_norm(tokens.hidden), dim=-1).detach()
     for row in range(2):
         assert tokens.question[row, text[row]].all()
         kept = visual[row, :count].tolist()

@@ -137,7 +137,6 @@ class KeepAt(Method):
     """Keeps chosen tokens, from chosen layers on."""
 
     name: ClassVar[str] = "keep_at"
-    needs_vision_attention: ClassVar[bool] = False
 
     stages: tuple[tuple[int, tuple[int, ...]], ...]
 
@@ -554,7 +553,7 @@ def test_selection_reads_nothing_back(family: str, monkeypatch: pytest.MonkeyPat
     context = prune(model, OnMeta(retention_ratio=0.3), frame_chunk=2)
     adapter = context.family
     geometry = adapter.geometry(inputs)
-    chunks = [_to_meta(chunk) for chunk in adapter.encode(inputs, geometry, context.method, 2)]
+    chunks = [_to_meta(chunk) for chunk in adapter.encode(inputs, geometry, context.method.needs, 2)]
     monkeypatch.setattr(adapter, "geometry", lambda inputs: geometry)
     monkeypatch.setattr(adapter, "encode", lambda *args: iter(chunks))
     ids = inputs["input_ids"].to("meta")

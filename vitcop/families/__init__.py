@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from vitcop.families.base import Family, UnsupportedInputError, UnsupportedModelError
+from vitcop.errors import UnsupportedModelError
+from vitcop.families.base import Family
 from vitcop.families.internvl import InternVL
 from vitcop.families.llava import Llava
 from vitcop.families.llava_next_video import LlavaNextVideo
@@ -44,4 +45,4 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[model_type](model)
 
 
-__all__ = ["FAMILIES", "Family", "UnsupportedInputError", "UnsupportedModelError", "family_of"]
+__all__ = ["FAMILIES", "Family", "family_of"]

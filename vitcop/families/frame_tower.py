@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from vitcop.budget import Geometry
 from vitcop.cost import encoder_macs, linear_macs
-from vitcop.families.base import Capture, Family, UnsupportedInputError, UnsupportedModelError
-from vitcop.methods.base import Method
+from vitcop.errors import UnsupportedInputError, UnsupportedModelError
+from vitcop.families.base import Capture, Family
 from vitcop.ops.scores import attention_rows, received_attention
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 class FrameTower(Family):
@@ -99,17 +99,17 @@ class FrameTower(Family):
 
     def _geometry(self, frames: int) -> Geometry:
         height, width = self.grid
-        return Geometry(num_layers=self.num_layers, frames=frames, height=height, width=width)
+        return Geometry(num_layers=self.language.num_layers, frames=frames, height=height, width=width)
 
     def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
-            yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, method)
+            yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, needs)
 
-    def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, method: Method) -> VisualTokens:
-        wanted = method.needs_vision_attention or method.needs_vision_keys
+    def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
+        wanted = needs.attention or needs.keys
         modules = self.queries_and_keys(self._feature_layer()) if wanted else {}
         with Capture(**modules) as captured:
             tokens = self.project(frames)
@@ -117,8 +117,8 @@ class FrameTower(Family):
             features=tokens[:, :, 1:] if self.keeps_cls else tokens,
             height=geometry.height,
             width=geometry.width,
-            attention=self._saliency(captured, len(frames)) if method.needs_vision_attention else None,
-            keys=self._keys(captured, len(frames)) if method.needs_vision_keys else None,
+            attention=self._saliency(captured, len(frames)) if needs.attention else None,
+            keys=self._keys(captured, len(frames)) if needs.keys else None,
             first_frame=first,
             fixed=tokens[:, :, 0] if self.keeps_cls else None,
         )

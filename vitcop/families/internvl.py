@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitcop.families.base import UnsupportedModelError
+from vitcop.errors import UnsupportedModelError
 from vitcop.families.frame_tower import PictureTower
 
 

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vitcop.families.base import UnsupportedModelError, joined
+from vitcop.errors import UnsupportedModelError
+from vitcop.families.base import joined
 from vitcop.families.frame_tower import VideoTower
 
 

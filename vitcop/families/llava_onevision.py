@@ -12,10 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from vitcop.budget import Geometry
-from vitcop.families.base import UnsupportedInputError
+from vitcop.errors import UnsupportedInputError
 from vitcop.families.frame_tower import VideoTower
-from vitcop.methods.base import Method
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 class LlavaOnevision(VideoTower):
@@ -45,20 +44,20 @@ class LlavaOnevision(VideoTower):
         return output[:, :count].unflatten(1, (frames.shape[1], -1))
 
     def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
         small = (geometry.height, geometry.width) != self.grid
         encode = self._encode_small if small else super().encode
-        for tokens in encode(inputs, geometry, method, frame_chunk):
+        for tokens in encode(inputs, geometry, needs, frame_chunk):
             last = tokens.first_frame + tokens.frames == geometry.frames
             newline = self.base.image_newline.expand(len(tokens.features), 1, -1)
             yield replace(tokens, fixed=newline) if last else tokens
 
     def _encode_small(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
-        if method.needs_vision_attention or method.needs_vision_keys:
-            raise UnsupportedInputError(f"{method.name} can't have scores of smaller frames")
+        if needs.attention or needs.keys:
+            raise UnsupportedInputError("scores of the vision tower can't be had of smaller frames")
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
             tokens = self._small_tokens(frames[:, first : first + frame_chunk], geometry)

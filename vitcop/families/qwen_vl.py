@@ -12,10 +12,11 @@ from transformers.vision_utils import get_vision_window_index
 
 from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
-from vitcop.families.base import Capture, Family, UnsupportedInputError, joined, rotate
-from vitcop.methods.base import Method
+from vitcop.errors import UnsupportedInputError
+from vitcop.families.base import Capture, Family, joined
+from vitcop.language import rotate
 from vitcop.ops.scores import received_attention
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 class QwenVL(Family):
@@ -64,7 +65,9 @@ class QwenVL(Family):
             )
         merge = self.vision.spatial_merge_size
         frames, height, width = grids[0]
-        return Geometry(num_layers=self.num_layers, frames=frames, height=height // merge, width=width // merge)
+        return Geometry(
+            num_layers=self.language.num_layers, frames=frames, height=height // merge, width=width // merge
+        )
 
     def placeholders(self, input_ids: Tensor) -> Tensor:
         return (input_ids == self.config.video_token_id) | (input_ids == self.config.image_token_id)
@@ -88,21 +91,19 @@ class QwenVL(Family):
         return self.visual.blocks[-1]
 
     def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, method: Method, frame_chunk: int
+        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
         grid, pixels = self._grid(inputs), self.pixels(inputs)
         assert pixels is not None
         slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))
         step = max(1, frame_chunk // self.vision.temporal_patch_size)
         for first in range(0, geometry.frames, step):
-            yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, method)
+            yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, needs)
 
-    def _encode_chunk(
-        self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, method: Method
-    ) -> VisualTokens:
+    def _encode_chunk(self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
         shape = (*slices.shape[:2], geometry.tokens_per_frame)
         grid = torch.cat((torch.full_like(grid[:, :1], slices.shape[1]), grid[:, 1:]), dim=1)
-        wanted = method.needs_vision_attention or method.needs_vision_keys
+        wanted = needs.attention or needs.keys
         modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
         with Capture(**modules) as captured:
             output = self.base.get_video_features(slices.flatten(0, 2), grid, return_dict=True)
@@ -110,8 +111,8 @@ class QwenVL(Family):
             features=joined(output.pooler_output).unflatten(0, shape),
             height=geometry.height,
             width=geometry.width,
-            attention=self._saliency(captured, grid, shape) if method.needs_vision_attention else None,
-            keys=self._keys(captured, grid, shape) if method.needs_vision_keys else None,
+            attention=self._saliency(captured, grid, shape) if needs.attention else None,
+            keys=self._keys(captured, grid, shape) if needs.keys else None,
             first_frame=first,
             deepstack=tuple(joined(side).unflatten(0, shape) for side in self._deepstack(output)),
         )

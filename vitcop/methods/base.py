@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan
 from vitcop.selection import Selection
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,16 @@ class Method(ABC):
     """Whether the method keeps what it keeps and ignores `retention_ratio` (floors such as one frame)."""
     baseline: ClassVar[bool] = False
     """Whether it is there to be beaten: it looks at no token's content, or at nothing but the picture's size."""
-    needs_vision_attention: ClassVar[bool] = False
-    needs_vision_keys: ClassVar[bool] = False
-    needs_previous_hidden: ClassVar[bool] = False
-    needs_embeds: ClassVar[bool] = False
 
     retention_ratio: float
 
     def __post_init__(self) -> None:
         check_shares(self, "retention_ratio")
+
+    @property
+    def needs(self) -> Needs:
+        """What the method reads beside the tokens themselves."""
+        return Needs()
 
     def bind(self, model: PreTrainedModel) -> Method:
         """The method as `prune` uses it on a model: the same, unless it needs something that lies beside the model."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeVar
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError, single_stage
+from vitcop.budget import Geometry, Plan, single_stage
+from vitcop.errors import UnreachableBudgetError
 from vitcop.methods.base import Method
 
 T = TypeVar("T")

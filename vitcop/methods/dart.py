@@ -73,8 +73,8 @@ def take_least_similar(tokens: LayerTokens, chosen: Tensor, pivots: Tensor, shar
     Returns:
         (B, c + sum(shares)) ascending indices among the visual tokens.
     """
-    points = unit(tokens.family.final_norm(tokens.features))
-    centres = unit(tokens.family.final_norm(take(tokens.hidden, pivots)))
+    points = unit(tokens.language.final_norm(tokens.features))
+    centres = unit(tokens.language.final_norm(take(tokens.hidden, pivots)))
     similarity = centres @ points.transpose(1, 2)
     taken = torch.zeros_like(tokens.visual, dtype=torch.bool).scatter_(1, chosen, True)
     for turn, share in enumerate(shares):

@@ -13,7 +13,7 @@ from vitcop.methods.base import check_at_least_one
 from vitcop.methods.before import required
 from vitcop.methods.inside import OneLayer
 from vitcop.selection import Selection, top_k_in_order
-from vitcop.tokens import LayerTokens
+from vitcop.tokens import LayerTokens, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class ExpectedAttention(OneLayer):
 
     name: ClassVar[str] = "expected_attention"
     query_aware: ClassVar[bool] = True
-    needs_previous_hidden: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(previous_hidden=True)
 
     future_positions: int = 512
     sinks: int = 4
@@ -81,7 +81,7 @@ class ExpectedAttention(OneLayer):
     def future_queries(self, tokens: LayerTokens, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, H, d_h) and covariance (B, H, d_h, d_h) of queries at the positions after the prompt."""
         hidden = required(tokens.previous_hidden, "the input of the layer before")
-        queries = tokens.family.queries(tokens.layer - 1, hidden).float()
+        queries = tokens.language.queries(tokens.layer - 1, hidden).float()
         weight = counted[:, None, :, None].float()
         number = weight.sum(dim=2)
         mean = (queries * weight).sum(dim=2) / number
@@ -89,7 +89,7 @@ class ExpectedAttention(OneLayer):
         covariance = offset.transpose(2, 3) @ offset / number[..., None]
 
         future = tokens.next_position[:, None] + torch.arange(self.future_positions, device=hidden.device)
-        turn = rotation(*(part.float().mean(dim=1) for part in tokens.family.rotary_at(hidden, future)))[:, None]
+        turn = rotation(*(part.float().mean(dim=1) for part in tokens.language.rotary_at(hidden, future)))[:, None]
         return (turn @ mean[..., None]).squeeze(-1), turn @ covariance @ turn.transpose(2, 3)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.inside import OneLayer, last_token_attention
 from vitcop.selection import Selection, top_k_in_order
-from vitcop.tokens import LayerTokens
+from vitcop.tokens import LayerTokens, Needs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class FastV(OneLayer):
 
     name: ClassVar[str] = "fastv"
     query_aware: ClassVar[bool] = True
-    needs_previous_hidden: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(previous_hidden=True)
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         score = last_token_attention(tokens, own_layer=False)

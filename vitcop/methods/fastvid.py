@@ -15,7 +15,7 @@ from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
 from vitcop.ops.segments import Segments, split_at_changes
 from vitcop.ops.similarity import similarity_to_previous, unit
 from vitcop.selection import Selection
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 Flavour = Literal["onevision", "video"]
 NEIGHBOURS = 4
@@ -40,7 +40,7 @@ class FastVID(BeforeModel):
     """
 
     name: ClassVar[str] = "fastvid"
-    needs_vision_attention: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True)
 
     flavour: Flavour = "onevision"
     min_segments: int = 8

@@ -18,7 +18,7 @@ from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
 from vitcop.ops.segments import Segments, split_at_changes
 from vitcop.ops.similarity import farthest_points, similarity_to_previous, unit
 from vitcop.selection import Selection, top_k_in_order
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 Diversity = Literal["attention", "attention_and_event"]
 NEIGHBOURS = 7
@@ -52,8 +52,7 @@ class FlashVID(Method):
 
     name: ClassVar[str] = "flashvid"
     query_aware: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_previous_hidden: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True, previous_hidden=True)
 
     diversity: Diversity = "attention_and_event"
     alpha: float = 0.7

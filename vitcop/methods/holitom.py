@@ -15,7 +15,7 @@ from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
 from vitcop.ops.segments import Segments, with_first_frame
 from vitcop.ops.similarity import similarity_to_previous
 from vitcop.selection import Selection
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class HoliTom(BeforeModel):
     """
 
     name: ClassVar[str] = "holitom"
-    needs_vision_attention: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True)
 
     threshold: float = 0.8
     beta: float = 0.6

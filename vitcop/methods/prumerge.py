@@ -13,7 +13,7 @@ from vitcop.methods.before import BeforeModel, required
 from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas, keep_mask
 from vitcop.ops.similarity import unit
 from vitcop.selection import Selection
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 NEIGHBOURS = 32
 
@@ -39,8 +39,7 @@ class PruMerge(BeforeModel):
 
     name: ClassVar[str] = "prumerge"
     frame_local: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_vision_keys: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True, keys=True)
 
     salient_share: float = 0.25
     neighbours: int = NEIGHBOURS

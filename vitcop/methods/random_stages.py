@@ -11,7 +11,7 @@ from vitcop.budget import Geometry, Plan
 from vitcop.methods.random import random_scores
 from vitcop.methods.vitcop import ViTCoP
 from vitcop.selection import Selection
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class RandomStages(ViTCoP):
 
     name: ClassVar[str] = "random_stages"
     baseline: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = False
+    needs: ClassVar[Needs] = Needs(keys=True)
 
     seed: int = 0
 

@@ -16,7 +16,7 @@ from vitcop.methods.base import Method
 from vitcop.methods.before import required
 from vitcop.ops.clustering import pairwise_distance
 from vitcop.selection import Selection, take, true_indices
-from vitcop.tokens import LayerTokens
+from vitcop.tokens import LayerTokens, Needs
 
 PROPORTIONS = (300, 200, 110)
 """Tokens left after each stage, in the authors' budget of 192 of 576."""
@@ -44,8 +44,7 @@ class SparseVLM(Method):
 
     name: ClassVar[str] = "sparsevlm"
     query_aware: ClassVar[bool] = True
-    needs_previous_hidden: ClassVar[bool] = True
-    needs_embeds: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(previous_hidden=True, embeds=True)
 
     layers: tuple[int, ...] | None = None
 

@@ -13,7 +13,7 @@ from vitcop.methods.before import BeforeModel, required
 from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas
 from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, true_indices
-from vitcop.tokens import VisualTokens
+from vitcop.tokens import Needs, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ class VisionZip(BeforeModel):
 
     name: ClassVar[str] = "visionzip"
     frame_local: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_vision_keys: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True, keys=True)
 
     contextual_share: float = 10 / 64
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.budget import Geometry, Plan
+from vitcop.errors import UnreachableBudgetError
 from vitcop.methods.base import Method, check_shares
 from vitcop.ops.clustering import density_peak_clusters, patch_positions
 from vitcop.ops.scores import key_distance, key_norm
 from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 KeySource = Literal["cached", "before_norm"]
 
@@ -58,8 +59,6 @@ class ViTCoP(Method):
 
     name: ClassVar[str] = "vitcop"
     frame_local: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
-    needs_vision_keys: ClassVar[bool] = True
 
     key_score: KeyScore | Literal["profile"] = "small"
     profile: Profile | str | Path | None = None
@@ -87,8 +86,8 @@ class ViTCoP(Method):
             raise ValueError(f"merge must be 'authors' or 'mean', got {self.merge!r}")
 
     @property
-    def needs_previous_hidden(self) -> bool:  # type: ignore[override]
-        return self.key_source == "before_norm"
+    def needs(self) -> Needs:
+        return Needs(attention=True, keys=True, previous_hidden=self.key_source == "before_norm")
 
     def bind(self, model: PreTrainedModel) -> ViTCoP:
         """The method with the profile that it needs, found beside the model unless it was given.

@@ -15,7 +15,7 @@ from vitcop.methods.inside import last_token_attention
 from vitcop.ops.quotas import best_of_frame, even_quota_sum, even_quotas, rank
 from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, top_k_in_order, true_indices
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class VScan(Method):
     name: ClassVar[str] = "vscan"
     query_aware: ClassVar[bool] = True
     frame_local: ClassVar[bool] = True
-    needs_vision_attention: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(attention=True)
 
     layer: int | None = None
     inner_share: float = 1 / 3

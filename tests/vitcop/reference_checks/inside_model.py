@@ -16,8 +16,7 @@ from torch.nn.functional import linear
 
 from tests.vitcop.reference_checks import Case, Check, close, same_indices
 from vitcop.budget import Geometry, Plan, shares_to_counts
-from vitcop.families import LlavaOnevision
-from vitcop.families.base import rotate
+from vitcop.language import LanguageModel, rotate
 from vitcop.methods.base import Method
 from vitcop.methods.dart import DART, take_least_similar
 from vitcop.methods.expected_attention import ExpectedAttention
@@ -36,8 +35,8 @@ GEOMETRY = Geometry(num_layers=32, frames=1, height=1, width=1)
 """Methods ask a geometry for the model's depth only, once the counts are given."""
 
 
-class RecordedLayer(LlavaOnevision):
-    """A family whose language model has one layer: the recorded weights."""
+class RecordedLayer(LanguageModel):
+    """A language model of one layer: the recorded weights."""
 
     def __init__(self, case: Case, layer: int, stage: str = "") -> None:
         dim = int(case["head_dim"])
@@ -74,17 +73,17 @@ def _rotary(case: Case, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tens
 
 
 def recorded_tokens(
-    case: Case, family: RecordedLayer, layer: int, hidden: Tensor, visual: int, *, previous_keys: Tensor | None = None
+    case: Case, language: RecordedLayer, layer: int, hidden: Tensor, visual: int, *, previous_keys: Tensor | None = None
 ) -> LayerTokens:
     """The tokens about to enter `layer`, in one row, of which `visual` follow the prefix.
 
     `hidden` (S, D) stands for the input of `layer` and of the layer before; that one's keys (G, S, d_h) are as given.
     """
     length, prefix = len(hidden), int(case["prefix_len"])
-    rotary = family.rotary_at(hidden[None], torch.arange(length)[None])
+    rotary = language.rotary_at(hidden[None], torch.arange(length)[None])
     keys = torch.empty(1, 0, length, 0) if previous_keys is None else previous_keys[None]
     return LayerTokens(
-        family=family,
+        language=language,
         layer=layer,
         hidden=hidden[None],
         visual=torch.arange(prefix, prefix + visual)[None],
@@ -116,10 +115,12 @@ def in_sequence(tokens: LayerTokens, selection: Selection) -> Tensor:
 
 def fastv(case: Case) -> list[str]:
     layer, visual = int(case["agg_layer"]), int(case["visual_len"])
-    family = RecordedLayer(case, layer - 1)
+    language = RecordedLayer(case, layer - 1)
     hidden = case["hidden_layer_in"]
-    keys = family.rotated_keys(layer - 1, hidden[None], family.rotary_at(hidden, torch.arange(len(hidden))[None]))[0]
-    tokens = recorded_tokens(case, family, layer, hidden, visual, previous_keys=keys)
+    keys = language.rotated_keys(layer - 1, hidden[None], language.rotary_at(hidden, torch.arange(len(hidden))[None]))[
+        0
+    ]
+    tokens = recorded_tokens(case, language, layer, hidden, visual, previous_keys=keys)
     keep = in_sequence(tokens, select(FastV(retention_ratio=0.5), tokens, int(case["attention_rank"])))
     return _differing(
         keys=close(keys, case["keys"]),
@@ -145,9 +146,9 @@ def _ranked_stages(case: Case, method: Method, counts: list[int]) -> list[str]:
     for stage, count in enumerate(counts):
         recorded = _of_stage(case, stage)
         layer, visual = int(recorded["rank_layer"]), int(recorded["visual_in"])
-        family = RecordedLayer(case, layer, f"s{stage}_")
-        tokens = recorded_tokens(case, family, layer, recorded["hidden_in"], visual)
-        query = rotate(family.queries(layer, tokens.hidden[:, -1:]), tuple(part[:, -1:] for part in tokens.rotary))
+        language = RecordedLayer(case, layer, f"s{stage}_")
+        tokens = recorded_tokens(case, language, layer, recorded["hidden_in"], visual)
+        query = rotate(language.queries(layer, tokens.hidden[:, -1:]), tuple(part[:, -1:] for part in tokens.rotary))
         keep = in_sequence(tokens, select(method, tokens, count))
         original = original[keep]
         differing += _differing(
@@ -283,9 +284,9 @@ def _raters(case: Case) -> tuple[LayerTokens, Tensor, list[str]]:
     """The tokens of the first stage, its raters (1, T), and what of the raters differs."""
     first = _of_stage(case, 0)
     layer, visual, hidden = int(first["layer"]), int(first["visual_in"]), first["hidden_layer_in"]
-    family = RecordedLayer(case, layer, "s0_")
-    keys = family.rotated_keys(layer, hidden[None], family.rotary_at(hidden, torch.arange(len(hidden))[None]))[0]
-    tokens = recorded_tokens(case, family, layer + 1, hidden, visual, previous_keys=keys)
+    language = RecordedLayer(case, layer, "s0_")
+    keys = language.rotated_keys(layer, hidden[None], language.rotary_at(hidden, torch.arange(len(hidden))[None]))[0]
+    tokens = recorded_tokens(case, language, layer + 1, hidden, visual, previous_keys=keys)
     tokens = replace(tokens, embeds=case["input_embeds"][None], embeds_visual=tokens.visual)
     suffix = len(case["rater_score"])
     embeds = case["input_embeds"][None]
