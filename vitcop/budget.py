@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from vitcop.errors import UnreachableBudgetError
 
+SHALLOW_AND_DEEP = (2, 22)
+"""The layers of 32 before which ViTCoP prunes, as published; see `scaled_layers`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:

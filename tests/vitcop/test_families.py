@@ -48,7 +48,7 @@ TOWERS = [name for name in SETUPS if name not in QWEN]
 
 
 def encode(adapter: Family, inputs: dict[str, Tensor], frame_chunk: int = 32) -> VisualTokens:
-    chunks = list(adapter.encode(inputs, adapter.geometry(inputs), METHOD, frame_chunk))
+    chunks = list(adapter.encode(inputs, adapter.geometry(inputs), METHOD.needs, frame_chunk))
     assert [chunk.first_frame for chunk in chunks] == [sum(c.frames for c in chunks[:i]) for i in range(len(chunks))]
     return join_frames(chunks)
 
@@ -347,7 +347,7 @@ def test_vision_macs_are_what_the_tower_multiplies(family: str) -> None:
     geometry = adapter.geometry(inputs)
     random = get_method("random")(retention_ratio=0.5)  # computes no scores
     with FlopCounterMode(display=False) as counter:
-        list(adapter.encode(inputs, geometry, random, 32))
+        list(adapter.encode(inputs, geometry, random.needs, 32))
     assert adapter.vision_macs(geometry) == counter.get_total_flops() / 2
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from vitcop.budget import Geometry, Plan
+from vitcop.budget import SHALLOW_AND_DEEP, Geometry, Plan, scaled_layers
+from vitcop.calibration.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.errors import UnreachableBudgetError
 from vitcop.methods.base import Method, check_shares
 from vitcop.ops.clustering import density_peak_clusters, patch_positions
 from vitcop.ops.scores import key_distance, key_norm
-from vitcop.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
 from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
@@ -46,7 +46,7 @@ class ViTCoP(Method):
     Attributes:
         key_score: what marks a salient token: "small" norm of the head-mean key (the paper), "large" norm, or a large
             "distance" from the clip's mean key. Which one holds differs between models; "profile" takes, at each
-            stage, the score (and, unless given here, the layers) that `python -m vitcop.calibrate` measured.
+            stage, the score (and, unless given here, the layers) that `python jobs/calibrate.py` measured.
         profile: the measured profile or its path, for "profile"; by default the one in the model's folder.
         key_source: whose norm it is. "cached" (the paper) is the key as attention uses it, normed and rotated.
             "before_norm" is what `k_proj` puts out, for models that norm each head's key (`k_norm`: Qwen3): there the
@@ -109,7 +109,7 @@ class ViTCoP(Method):
 
     def layers(self, num_layers: int) -> tuple[int, int]:
         """The layers before which stages II and III prune; a deep layer of `num_layers` means no stage III."""
-        shallow, deep = default_layers(num_layers)
+        shallow, deep = scaled_layers(SHALLOW_AND_DEEP, num_layers)
         if self.key_score == "profile":
             shallow, deep = self._measured.shallow.layer, self._measured.deep.layer
         shallow = shallow if self.shallow_layer is None else self.shallow_layer
@@ -209,12 +209,6 @@ class ViTCoP(Method):
             return key_distance(keys)
         norm = key_norm(keys)
         return -norm if score == "small" else norm
-
-
-def default_layers(num_layers: int) -> tuple[int, int]:
-    """The paper's shallow and deep layer, 2 and 22 of 32, in a language model of another depth."""
-    shallow = max(1, round(num_layers / 16))
-    return shallow, max(shallow + 1, round(11 * num_layers / 16))
 
 
 def tokens_per_frame(entering: int, frames: int) -> int:

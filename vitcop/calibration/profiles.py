@@ -1,4 +1,4 @@
-"""Profiles: which key score holds in one model, measured by `python -m vitcop.calibrate`, and kept beside it."""
+"""Profiles: which key score holds in one model, measured by `calibrate`, and kept beside it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ KEY_SCORES: tuple[KeyScore, ...] = ("small", "large", "distance")
 
 FILE_NAME = "vitcop_profile.json"
 FORMAT = 1
+COMMAND = "python jobs/calibrate.py"
+"""What makes a profile; `calibrate` itself takes a model and inputs that are ready."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class Profile:
         if self.num_layers != num_layers:
             raise ProfileError(
                 f"the profile of {self.model!r} is for {self.num_layers} layers, this model has {num_layers}; "
-                "calibrate this one: python -m vitcop.calibrate --model MODEL --videos VIDEO ..."
+                f"calibrate this one: {COMMAND} --model MODEL --videos VIDEO ..."
             )
 
     def save(self, path: str | Path) -> None:
@@ -121,7 +123,7 @@ class Profile:
         try:
             content = json.loads(Path(path).read_text())
             if content.pop("format") != FORMAT:
-                raise ProfileError(f"{path}: not format {FORMAT}; calibrate again with python -m vitcop.calibrate")
+                raise ProfileError(f"{path}: not format {FORMAT}; calibrate again with {COMMAND}")
             return cls(
                 **content
                 | {
@@ -149,6 +151,6 @@ def find_profile(model: PreTrainedModel) -> Profile:
     if not name or not path.is_file():
         raise ProfileError(
             f"key_score='profile' needs a profile, and there is no {path if name else FILE_NAME}; make one with "
-            f"python -m vitcop.calibrate --model {name or 'MODEL'} --videos VIDEO ..., or pass profile=PATH"
+            f"{COMMAND} --model {name or 'MODEL'} --videos VIDEO ..., or pass profile=PATH"
         )
     return Profile.load(path)

@@ -1,38 +1,28 @@
 """Measure, without labels, which key score marks the visual tokens that text will look at in one model.
 
-    python -m vitcop.calibrate --model MODEL --videos VIDEO ... [--question TEXT ...] [--output FILE]
-
 The small key norms of ViTCoP mark what matters in some models and the background in others. For a few clips, this
 computes at every layer the rank correlation between a key score of each visual token and the attention that the text
-after the video pays to it from there on, and writes a profile (`vitcop_profile.json` beside the model by default) for
-`ViTCoP(key_score="profile")`.
+after the video pays to it from there on. The result is a profile for `ViTCoP(key_score="profile")`.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-from vitcop.clips import ClipInputs, read_frames
-from vitcop.errors import UnsupportedModelError
+from vitcop.budget import SHALLOW_AND_DEEP, scaled_layers
+from vitcop.calibration.profiles import KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
 from vitcop.families import Family, family_of
 from vitcop.language import LanguageModel
-from vitcop.methods.vitcop import default_layers
 from vitcop.ops.scores import attention_rows, key_distance, key_norm
-from vitcop.profiles import FILE_NAME, KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
 from vitcop.selection import take, true_indices
 
 LEAST_CLIPS = 4
-TOO_FEW = f"to tell how far clips agree, calibrate on {LEAST_CLIPS} or more"
-QUESTION = "What happens in the video?"
 RESAMPLES = 2000
 SURE = 0.95
 """Share of bootstrap samples in which another layer than the paper's must be better to be recommended."""
@@ -59,7 +49,7 @@ def calibrate(model: PreTrainedModel, clips: Iterable[Iterable[Inputs]], name: s
         geometries.append(family.geometry(prompts[0]))
         measured.append(measure_clip(family, prompts))
     if len(measured) < LEAST_CLIPS:
-        raise ValueError(f"{len(measured)} clips; {TOO_FEW}")
+        raise ValueError(f"{len(measured)} clips; to tell how far clips agree, calibrate on {LEAST_CLIPS} or more")
     first = geometries[0]
     return summarize(
         torch.stack(measured),
@@ -168,7 +158,7 @@ def summarize(measured: Tensor, **described: Any) -> Profile:
     layers = tuple(
         _layer_profile(values[..., column], means[..., column], column + 1) for column in range(num_layers - 1)
     )
-    shallow, deep = default_layers(num_layers)
+    shallow, deep = scaled_layers(SHALLOW_AND_DEEP, num_layers)
     return Profile(
         num_layers=num_layers,
         clips=len(measured),
@@ -234,46 +224,3 @@ def report(profile: Profile) -> str:
             f"best of the three in {stage.sure:.0%} of resamples"
         )
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status, 1 after one line on stderr when the model or a clip is no good."""
-    parser = argparse.ArgumentParser(prog="python -m vitcop.calibrate", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", required=True, help="folder or hub id of a video language model")
-    parser.add_argument("--videos", required=True, nargs="+", type=Path, help="video files, or .npy / .npz of frames")
-    parser.add_argument(
-        "--question", action="append", help="asked about every clip; may be repeated (default: a plain one)"
-    )
-    parser.add_argument("--prompt", help="text with {video} and {question}, instead of the chat template")
-    parser.add_argument("--num-frames", type=int, default=8, help="frames of each clip (default: 8)")
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help=f"default: {FILE_NAME} in the model's folder")
-    options = parser.parse_args(arguments)
-    try:
-        profile = _run(options)
-    except (UnsupportedModelError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(report(profile))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> Profile:
-    """Calibrate as the command line says, and write the profile."""
-    folder = Path(options.model)
-    if options.output is None and not folder.is_dir():
-        raise ValueError(f"--model {options.model} is no folder to put {FILE_NAME} into; say where with --output FILE")
-    if len(options.videos) < LEAST_CLIPS:
-        raise ValueError(f"{len(options.videos)} clips; {TOO_FEW}")
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=options.dtype).to(options.device).eval()
-    inputs = ClipInputs(model, AutoTokenizer.from_pretrained(options.model), options.prompt)
-    questions = options.question or [QUESTION]
-    clips = (inputs(read_frames(path, options.num_frames), questions) for path in options.videos)
-    profile = calibrate(model, clips, options.model)
-    profile.save(options.output or folder / FILE_NAME)
-    return profile
-
-
-if __name__ == "__main__":
-    sys.exit(main())
