@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vitcop.budget import Geometry
 from vitcop.errors import UnreachableBudgetError
-from vitcop.methods.vitcop import ViTCoP, cluster_frames, frames_with_tokens, select_in_clusters
+from vitcop.methods.vitcop import ViTCoP, cluster_frames, frames_with_tokens
+from vitcop.ops.cluster_quotas import select_in_clusters
 from vitcop.selection import apply_selection
 from vitcop.tokens import VisualTokens
 

@@ -14,9 +14,10 @@ from vitcop.budget import SHALLOW_AND_DEEP, Geometry, Plan, scaled_layers
 from vitcop.calibration.profiles import KEY_SCORES, KeyScore, Profile, find_profile
 from vitcop.errors import UnreachableBudgetError
 from vitcop.methods.base import Method, check_shares
+from vitcop.ops.cluster_quotas import select_in_clusters
 from vitcop.ops.clustering import density_peak_clusters, patch_positions
 from vitcop.ops.scores import key_distance, key_norm
-from vitcop.selection import MergeRule, Selection, take, top_k_in_order, true_indices
+from vitcop.selection import MergeRule, Selection, take, top_k_in_order
 from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 KeySource = Literal["cached", "before_norm"]
@@ -228,75 +229,3 @@ def cluster_frames(keys: Tensor, kept: Tensor, height: int, width: int, clusters
     features = take(keys.flatten(0, 1), flat)
     positions = patch_positions(height, width, kept.device)[flat]
     return density_peak_clusters(features, positions, clusters).view_as(kept)
-
-
-def select_in_clusters(
-    saliency: Tensor, labels: Tensor, clusters: int, count: int, merge: MergeRule = "authors"
-) -> Selection:
-    """Stage II: keep `count` of V tokens, a share for each cluster, the rest of a cluster merged into one.
-
-    With more clusters than `count`, the count - 1 clusters of highest summed saliency become one token each, and all
-    others together one more. Otherwise each cluster gets one merged token, and the remaining `count - clusters`
-    tokens are shared out in proportion to (size - 1), rounded; what rounding leaves over goes to, or comes from,
-    the clusters in order of their summed saliency. A merged token stands at the middle member of its group.
-
-    Args:
-        saliency: (B, V), higher is more salient. The paper's is the negative key norm.
-        labels: (B, V) cluster of each token, in [0, clusters), none empty.
-        count: tokens to keep, 1 <= count <= V.
-    """
-    total = torch.zeros(len(labels), clusters, device=saliency.device).scatter_add_(1, labels, saliency.float())
-    if clusters > count:
-        labels, clusters = _fold(labels, total, count), count
-        total = torch.zeros_like(total[:, :count])
-    sizes = torch.zeros_like(total).scatter_add_(1, labels, torch.ones_like(saliency, dtype=total.dtype)).long()
-    quota = _quotas(sizes, total, count)
-    chosen = _rank_in_cluster(saliency, labels, sizes) < quota.gather(1, labels)
-    middle = _middle_of_rest(chosen, labels, sizes - quota)
-    mask = chosen.scatter(1, middle, True)
-    slot = (mask.long().cumsum(1) - 1).gather(1, middle).gather(1, labels)
-    return Selection(keep=true_indices(mask, count), merge_into=torch.where(chosen, -1, slot), merge=merge)
-
-
-def _fold(labels: Tensor, total: Tensor, count: int) -> Tensor:
-    """Relabel so that the count - 1 clusters of highest `total` stand alone and all others share the last label."""
-    order = total.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(total.shape[1], device=order.device).expand_as(order)
-    )
-    return rank.clamp(max=count - 1).gather(1, labels)
-
-
-def _quotas(sizes: Tensor, total: Tensor, count: int) -> Tensor:
-    """Tokens (B, C) that each cluster keeps beside its merged one; they add up to count - C."""
-    clusters = sizes.shape[1]
-    most = sizes - 1
-    share = most.float() / most.sum(dim=1, keepdim=True).clamp(min=1)
-    quota = torch.minimum((share * (count - clusters)).round().long(), most)
-    missing = count - clusters - quota.sum(dim=1, keepdim=True)
-    rising = _first_in_order(quota < most, total, missing)
-    falling = _first_in_order(quota > 0, -total, -missing)
-    return quota + rising.long() - falling.long()
-
-
-def _first_in_order(able: Tensor, score: Tensor, number: Tensor) -> Tensor:
-    """Mask (B, C) of the first `number` (B, 1) able clusters by falling score."""
-    order = score.argsort(dim=1, descending=True, stable=True)
-    able_in_order = able.gather(1, order)
-    chosen = able_in_order & (able_in_order.long().cumsum(1) <= number)
-    return torch.zeros_like(able).scatter_(1, order, chosen)
-
-
-def _rank_in_cluster(saliency: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
-    """Place (B, V) of each token within its cluster by falling saliency, from 0."""
-    by_saliency = saliency.argsort(dim=1, descending=True, stable=True)
-    order = by_saliency.gather(1, labels.gather(1, by_saliency).argsort(dim=1, stable=True))
-    start = (sizes.cumsum(1) - sizes).gather(1, labels)
-    place = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-    return torch.empty_like(labels).scatter_(1, order, place) - start
-
-
-def _middle_of_rest(chosen: Tensor, labels: Tensor, rest: Tensor) -> Tensor:
-    """Index (B, C) of the middle one, by position, of each cluster's `rest` (B, C) tokens that were not chosen."""
-    order = torch.where(chosen, rest.shape[1], labels).argsort(dim=1, stable=True)
-    return order.gather(1, rest.cumsum(1) - rest + rest // 2)
