@@ -7,6 +7,7 @@ with prune(model, ViTCoP(retention_ratio=0.25)) as stats:
 print(stats.last)
 """
 
+from vitcop.cache import record_of
 from vitcop.errors import ProfileError, UnreachableBudgetError, UnsupportedInputError, UnsupportedModelError
 from vitcop.families import Family, family_of
 from vitcop.methods import METHODS, Method, ViTCoP, get_method
@@ -29,4 +30,5 @@ __all__ = [
     "family_of",
     "get_method",
     "prune",
+    "record_of",
 ]

@@ -62,6 +62,10 @@ class Plan:
             counts.append(current)
         return tuple(counts)
 
+    def stage_of_layer(self, num_layers: int) -> tuple[int, ...]:
+        """For each layer how many stages inside the language model stand before it."""
+        return tuple(sum(start <= layer for start in self.layers) for layer in range(num_layers))
+
     def name(self, layer: int) -> str:
         """What the stage before `layer` is called; -1 is the stage before the model."""
         return self.names.get(layer, f"layer {layer}")

@@ -57,6 +57,21 @@ class TextModel(Protocol):
     rotary_emb: Callable[[Tensor, Tensor], Rotary]
 
 
+class CacheLayer(Protocol):
+    """One layer's keys and values (B, G, S, d_h)."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class KVCache(Protocol):
+    """What is read of a transformers `Cache`."""
+
+    layers: Sequence[CacheLayer]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int: ...
+
+
 class LanguageModel:
     """The decoder layers' own computations, one at a time.
 

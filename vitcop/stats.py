@@ -42,6 +42,9 @@ class PrefillRecord:
     kept_index: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
+    def __deepcopy__(self, memo: Mapping[int, object]) -> PrefillRecord:
+        return self  # never changed, and copies of a cache are made for every question on a clip
+
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of the clip before pruning."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +21,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_caus
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.vitcop.models import LAYERS, SETUPS, TEXT_FROM, VOCABULARY, build, make_inputs, take_row
-from vitcop import UnreachableBudgetError, UnsupportedInputError, ViTCoP, get_method, prune
+from vitcop import UnreachableBudgetError, UnsupportedInputError, ViTCoP, get_method, prune, pruning, record_of
 from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import Method
+from vitcop.mlp import TokenChunks
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens, VisualTokens
 
@@ -300,7 +303,7 @@ def test_an_error_in_a_forward_does_not_reach_the_next_one(family: str) -> None:
     assert torch.equal(text, model(input_ids=inputs["input_ids"][:, -4:]).logits)
 
 
-def _fail(*_: Any) -> None:
+def _fail(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError
 
 
@@ -322,6 +325,82 @@ def test_a_model_is_pruned_once_at_a_time() -> None:
     assert hooks(model) == 0
     with prune(model, ViTCoP(retention_ratio=0.5)):
         assert hooks(model) == registered
+
+
+@pytest.mark.parametrize("fails", ["hook", "mlp"])
+def test_entering_that_fails_half_way_leaves_the_model_as_it_was(fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = build("llava_onevision"), make_inputs("llava_onevision")
+    method, layer = ViTCoP(retention_ratio=0.3), model.model.language_model.layers[3]
+    with prune(model, method):
+        expected, _ = run(model, inputs)
+    attributes, registered = set(vars(model)), hooks(model)
+    modules = [(name, type(module)) for name, module in model.named_modules()]
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        if fails == "hook":
+            patch.setattr(layer, "register_forward_pre_hook", _fail)
+        else:
+            patch.setattr(pruning, "TokenChunks", FailsAtTheThird())
+        prune(model, method).__enter__()
+    assert hooks(model) == registered
+    assert set(vars(model)) == attributes
+    assert [(name, type(module)) for name, module in model.named_modules()] == modules
+    with prune(model, method):
+        logits, _ = run(model, inputs)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
+
+
+class FailsAtTheThird:
+    """Wraps two MLPs; the third raises."""
+
+    def __init__(self) -> None:
+        self.wrapped = 0
+
+    def __call__(self, mlp: nn.Module, tokens: int) -> nn.Module:
+        self.wrapped += 1
+        return _fail() if self.wrapped == 3 else TokenChunks(mlp, tokens)
+
+
+def test_two_clips_in_flight_have_a_record_each_and_go_on_from_their_own_caches(family: str) -> None:
+    model, method = build(family), ViTCoP(retention_ratio=0.3)
+    clips = [make_inputs(family, (5,), seed=1), make_inputs(family, (4, 2), seed=2)]
+    with prune(model, method):
+        alone = [run(model, inputs, steps=1) for inputs in clips]
+    with prune(model, method) as stats:
+        caches = [model(**inputs, use_cache=True).past_key_values for inputs in clips]
+        copies = copy.deepcopy(caches)
+        for cache, inputs, (logits, lengths) in zip(copies, clips, alone, strict=True):
+            mask = functional.pad(inputs["attention_mask"], (0, 1), value=1)
+            ids = torch.full((len(mask), 1), TEXT_FROM)
+            step = model(input_ids=ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+            torch.testing.assert_close(step.logits[:, -1], logits[1], rtol=0, atol=1e-5)
+            assert cached(cache) == lengths[1]
+    for record, cache, copied, inputs in zip(stats.records, caches, copies, clips, strict=True):
+        assert record_of(cache) is record is record_of(copied)
+        assert record.batch == len(inputs["input_ids"])
+        assert [record.prompt_tokens + kept for kept in record.kept_per_layer] == cached(cache)
+
+
+def test_caches_of_unpruned_prefills_have_a_record_and_those_of_text_have_none(family: str) -> None:
+    model, inputs = build(family), make_inputs(family)
+    with prune(model, ViTCoP(retention_ratio=1.0)) as stats:
+        cache = model(**inputs, use_cache=True).past_key_values
+        text = model(input_ids=torch.tensor([[20, 21]]), use_cache=True).past_key_values
+    assert record_of(cache) is stats.last
+    assert record_of(text) is None
+    assert record_of(model(**inputs, use_cache=True).past_key_values) is None
+
+
+def test_stages_are_those_of_the_plan_also_where_one_leaves_as_many_tokens(family: str) -> None:
+    """Layers 2 and 4 are stages; the first of them drops nothing."""
+    model, inputs = build(family), make_inputs(family, (5, 3))
+    everything, kept = tuple(range(SETUPS[family].visual_tokens)), (0, 3, 5)
+    with prune(model, KeepAt(retention_ratio=0.5, stages=((2, everything), (4, kept)))) as stats:
+        logits, lengths = run(model, inputs)
+    with prune(model, KeepAt(retention_ratio=0.5, stages=((4, kept),))):
+        expected, same_lengths = run(model, inputs)
+    assert stats.last.kept_per_layer == (len(everything),) * 4 + (3,)
+    assert lengths == same_lengths
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
 
 
 def test_two_models_by_two_methods() -> None:
@@ -622,18 +701,50 @@ def test_selection_inside_the_model_reads_no_value(family: str) -> None:
     assert reads.count == 2
 
 
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "video_llava"])
+def test_one_value_is_read_before_the_vision_tower_runs(family: str) -> None:
+    """Whether every row has its placeholders; the other families also read the clip's grid."""
+    model, inputs = build(family), make_inputs(family, (5, 2))
+    before_tower: list[int] = []
+    with prune(model, ViTCoP(retention_ratio=0.3)) as stats, CountReads() as reads:
+        tower = model.model.video_tower if family == "video_llava" else model.model.vision_tower
+        handle = tower.register_forward_pre_hook(lambda module, args: before_tower.append(reads.count))
+        model(**inputs)
+    handle.remove()
+    assert stats.last.retention < 0.4
+    assert before_tower == [1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_no_synchronisation_on_a_gpu() -> None:
+def test_a_prefill_synchronises_once_on_a_gpu() -> None:
     model = build("llava_onevision").to("cuda")
     inputs = {name: value.cuda() for name, value in make_inputs("llava_onevision").items() if name != "attention_mask"}
     with prune(model, ViTCoP(retention_ratio=0.3)) as stats:
         model(**inputs)
         pixels = inputs["pixel_values_videos"].clone()
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
+        torch.cuda.set_sync_debug_mode("warn")
         try:
-            model(**inputs | {"pixel_values_videos": pixels})
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                model(**inputs | {"pixel_values_videos": pixels})
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(stats.records) == 2
+    assert sum("synchronizing" in str(warning.message) for warning in caught) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_wrong_batch_leaves_the_gpu_usable() -> None:
+    model = build("llava_onevision").to("cuda")
+    inputs = {name: value.cuda() for name, value in make_inputs("llava_onevision", (5, 5)).items()}
+    wrong = inputs | {"input_ids": inputs["input_ids"].clone()}
+    wrong["input_ids"][1, 3] = TEXT_FROM
+    with prune(model, ViTCoP(retention_ratio=0.3)) as stats:
+        with pytest.raises(UnsupportedInputError, match="65 visual placeholder tokens"):
+            model(**wrong)
+        model(**inputs)
+        torch.cuda.synchronize()
+    assert len(stats.records) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from vitcop.errors import UnsupportedModelError
-from vitcop.families.base import Family
+from vitcop.families.base import Family, Inputs
 from vitcop.families.internvl import InternVL
 from vitcop.families.llava import Llava
 from vitcop.families.llava_next_video import LlavaNextVideo
@@ -45,4 +45,4 @@ def family_of(model: nn.Module) -> Family:
     return FAMILIES[model_type](model)
 
 
-__all__ = ["FAMILIES", "Family", "family_of"]
+__all__ = ["FAMILIES", "Family", "Inputs", "family_of"]

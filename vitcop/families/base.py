@@ -14,6 +14,9 @@ from vitcop.budget import Geometry
 from vitcop.language import LanguageModel
 from vitcop.tokens import Needs, VisualTokens
 
+Inputs = Mapping[str, Any]
+"""Inputs of the model's forward by name: tensors, a cache, flags."""
+
 
 class Family(ABC):
     """How one model family turns pixels into visual tokens.
@@ -42,7 +45,7 @@ class Family(ABC):
         self.language = LanguageModel(self.text)
 
     @abstractmethod
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         """The pixel tensor among forward inputs, None if there is none.
 
         Raises:
@@ -50,13 +53,11 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         """Frames and token grid of each clip in the inputs."""
 
     @abstractmethod
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         """Run the vision tower and projector, `frame_chunk` frames at a time.
 
         Args:
@@ -67,15 +68,23 @@ class Family(ABC):
     def placeholders(self, input_ids: Tensor) -> Tensor:
         """(B, S) mask of the prompt tokens that visual features replace."""
 
+    def num_placeholders(self, geometry: Geometry) -> int:
+        """Placeholders of a clip in its prompt: one for each visual token, and for what else the model puts there."""
+        return geometry.num_tokens
+
     def token_offsets(self, geometry: Geometry) -> Tensor:
         """(V,) place of each visual token among a clip's placeholders; the others are `VisualTokens.fixed`."""
         return torch.arange(geometry.num_tokens)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, S, D) embeddings of token ids."""
+        return self.model.get_input_embeddings()(input_ids)
 
     @abstractmethod
     def vision_macs(self, geometry: Geometry) -> float:
         """Multiply-accumulates of the vision tower and projector for one clip."""
 
-    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+    def position_ids(self, inputs: Inputs) -> Tensor:
         """Position ids of the whole prompt when the caller gave none: (B, S), or (3 or 4, B, S) with M-RoPE."""
         ids = inputs["input_ids"]
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)

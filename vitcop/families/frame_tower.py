@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitcop.budget import Geometry
 from vitcop.cost import encoder_macs, linear_macs
 from vitcop.errors import UnsupportedInputError, UnsupportedModelError
-from vitcop.families.base import Capture, Family
+from vitcop.families.base import Capture, Family, Inputs
 from vitcop.ops.scores import attention_rows, received_attention
 from vitcop.tokens import Needs, VisualTokens
 
@@ -40,7 +40,7 @@ class FrameTower(Family):
     # -- what differs between these families ------------------------------------------------------------------------
 
     @abstractmethod
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         """(B, F, channels, height, width) pixels."""
 
     @abstractmethod
@@ -101,9 +101,7 @@ class FrameTower(Family):
         height, width = self.grid
         return Geometry(num_layers=self.language.num_layers, frames=frames, height=height, width=width)
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
             yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, needs)
@@ -142,6 +140,9 @@ class FrameTower(Family):
         grid = patches.transpose(1, 2).unflatten(-1, self.patch_grid)
         return self.pool(grid).flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
+    def num_placeholders(self, geometry: Geometry) -> int:
+        return geometry.num_tokens + self.keeps_cls * geometry.frames
+
     def token_offsets(self, geometry: Geometry) -> Tensor:
         if not self.keeps_cls:
             return super().token_offsets(geometry)
@@ -161,17 +162,17 @@ class FrameTower(Family):
 class VideoTower(FrameTower):
     """Clips come as `pixel_values_videos` (B, F, channels, height, width)."""
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         if inputs.get("pixel_values") is not None:
             raise UnsupportedInputError(
                 f"pictures (pixel_values) of {self.label} can't be pruned; pass a picture as a video of one frame"
             )
         return inputs.get("pixel_values_videos")
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         return self._geometry(inputs["pixel_values_videos"].shape[1])
 
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         return inputs["pixel_values_videos"]
 
     def placeholders(self, input_ids: Tensor) -> Tensor:
@@ -181,10 +182,10 @@ class VideoTower(FrameTower):
 class PictureTower(FrameTower):
     """Everything comes as pictures `pixel_values` (M, channels, height, width); those of a prompt are its frames."""
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         return inputs.get("pixel_values")
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         height, width = self.grid
         length = height * width + int(self.keeps_cls)
         count = int(self.placeholders(inputs["input_ids"][0]).sum())
@@ -196,7 +197,7 @@ class PictureTower(FrameTower):
             )
         return self._geometry(count // length)
 
-    def frames(self, inputs: Mapping[str, Any], geometry: Geometry) -> Tensor:
+    def frames(self, inputs: Inputs, geometry: Geometry) -> Tensor:
         return inputs["pixel_values"].unflatten(0, (-1, geometry.frames))
 
     def placeholders(self, input_ids: Tensor) -> Tensor:

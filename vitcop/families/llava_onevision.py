@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vitcop.budget import Geometry
 from vitcop.errors import UnsupportedInputError
+from vitcop.families.base import Inputs
 from vitcop.families.frame_tower import VideoTower
 from vitcop.tokens import Needs, VisualTokens
 
@@ -43,9 +44,10 @@ class LlavaOnevision(VideoTower):
         count = frames.shape[1] * math.prod(self.grid)  # a newline may follow, which depends on the version
         return output[:, :count].unflatten(1, (frames.shape[1], -1))
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def num_placeholders(self, geometry: Geometry) -> int:
+        return super().num_placeholders(geometry) + 1  # the newline
+
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         small = (geometry.height, geometry.width) != self.grid
         encode = self._encode_small if small else super().encode
         for tokens in encode(inputs, geometry, needs, frame_chunk):
@@ -54,7 +56,7 @@ class LlavaOnevision(VideoTower):
             yield replace(tokens, fixed=newline) if last else tokens
 
     def _encode_small(
-        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
+        self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int
     ) -> Iterator[VisualTokens]:
         if needs.attention or needs.keys:
             raise UnsupportedInputError("scores of the vision tower can't be had of smaller frames")

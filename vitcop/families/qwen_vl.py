@@ -13,7 +13,7 @@ from transformers.vision_utils import get_vision_window_index
 from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
 from vitcop.errors import UnsupportedInputError
-from vitcop.families.base import Capture, Family, joined
+from vitcop.families.base import Capture, Family, Inputs, joined
 from vitcop.language import rotate
 from vitcop.ops.scores import received_attention
 from vitcop.tokens import Needs, VisualTokens
@@ -42,7 +42,7 @@ class QwenVL(Family):
 
     # -- inputs -----------------------------------------------------------------------------------------------------
 
-    def pixels(self, inputs: Mapping[str, Any]) -> Tensor | None:
+    def pixels(self, inputs: Inputs) -> Tensor | None:
         videos, pictures = inputs.get("pixel_values_videos"), inputs.get("pixel_values")
         if videos is not None and pictures is not None:
             raise UnsupportedInputError(
@@ -50,13 +50,13 @@ class QwenVL(Family):
             )
         return pictures if videos is None else videos
 
-    def _grid(self, inputs: Mapping[str, Any]) -> Tensor:
+    def _grid(self, inputs: Inputs) -> Tensor:
         name = "image_grid_thw" if inputs.get("pixel_values_videos") is None else "video_grid_thw"
         if inputs.get(name) is None:
             raise UnsupportedInputError(f"pass {name} together with the pixels, as the processor returns them")
         return inputs[name]
 
-    def geometry(self, inputs: Mapping[str, Any]) -> Geometry:
+    def geometry(self, inputs: Inputs) -> Geometry:
         grids = self._grid(inputs).tolist()
         if any(grid != grids[0] for grid in grids):
             raise UnsupportedInputError(
@@ -72,7 +72,7 @@ class QwenVL(Family):
     def placeholders(self, input_ids: Tensor) -> Tensor:
         return (input_ids == self.config.video_token_id) | (input_ids == self.config.image_token_id)
 
-    def position_ids(self, inputs: Mapping[str, Any]) -> Tensor:
+    def position_ids(self, inputs: Inputs) -> Tensor:
         compute = self.base.compute_3d_position_ids
         names = inspect.signature(compute).parameters
         positions = compute(**{name: inputs.get(name) for name in names})
@@ -90,9 +90,7 @@ class QwenVL(Family):
         """The last block whose attention spans the whole slice."""
         return self.visual.blocks[-1]
 
-    def encode(
-        self, inputs: Mapping[str, Any], geometry: Geometry, needs: Needs, frame_chunk: int
-    ) -> Iterator[VisualTokens]:
+    def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         grid, pixels = self._grid(inputs), self.pixels(inputs)
         assert pixels is not None
         slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from vitcop.errors import UnsupportedInputError
+from vitcop.families import Family
+from vitcop.inputs import Args, Call, Kwargs, check_mask, hidden_states, holds, stage_mask, text_inputs
+from vitcop.language import KVCache
+from vitcop.stats import PrefillRecord
 
-ATTRIBUTE = "vitcop_layout"
+LAYOUT, RECORD = "vitcop_layout", "vitcop_record"
+"""Attributes of a cache that a prefill inside `prune` has filled; copies of the cache have them too."""
+
+
+def layout_of(cache: KVCache | None) -> CacheLayout | None:
+    """The layout of a pruned cache; None if the cache was not pruned."""
+    return getattr(cache, LAYOUT, None)
+
+
+def record_of(cache: KVCache | None) -> PrefillRecord | None:
+    """What the prefill that filled a cache kept and cost; None if that was not a clip's prefill inside `prune`."""
+    return getattr(cache, RECORD, None)
 
 
 @dataclass
@@ -21,7 +38,7 @@ class CacheLayout:
     Layers between two pruning stages hold the same tokens, so everything is kept once for each stage.
 
     Attributes:
-        stage_of_layer: stage of each layer.
+        stage_of_layer: stage of each layer, from 0, as the plan has them.
         valid: for each stage (B, cached) bool, False at padding; None if the prompt came without a mask.
         cached: for each stage, the tokens in the cache.
         seen: tokens of the unpruned sequence so far.
@@ -32,25 +49,28 @@ class CacheLayout:
     next_position: Tensor
     tail: Tensor
     seen: int
-    stage_of_layer: list[int] = field(default_factory=list)
+    stage_of_layer: Sequence[int]
     cached: list[int] = field(default_factory=list)
     valid: list[Tensor | None] = field(default_factory=list)
 
-    def enter_layer(self, length: int, valid: Tensor | None) -> None:
-        """Note, in order of layers during the prefill, that the next layer caches `length` tokens."""
-        if not self.cached or self.cached[-1] != length:
-            self.cached.append(length)
-            self.valid.append(valid)
-        self.stage_of_layer.append(len(self.cached) - 1)
+    def enter_stage(self, length: int, valid: Tensor | None) -> None:
+        """Note, in order of stages during the prefill, that the layers of the next stage cache `length` tokens."""
+        self.cached.append(length)
+        self.valid.append(valid)
 
-    def match_length(self, cache: Cache) -> None:
+    @property
+    def per_layer(self) -> tuple[int, ...]:
+        """Tokens that the cache of each layer holds."""
+        return tuple(self.cached[stage] for stage in self.stage_of_layer)
+
+    def match_length(self, cache: KVCache) -> None:
         """Follow a cache that lost its last tokens (`crop`, assisted decoding).
 
         Raises:
             UnsupportedInputError: more was cut than the text at the end, or the layers differ in what they lost.
         """
         lengths = [cache.get_seq_length(layer) for layer in range(len(self.stage_of_layer))]
-        expected = [self.cached[stage] for stage in self.stage_of_layer]
+        expected = list(self.per_layer)
         lost = expected[0] - lengths[0]
         alike = lengths == [length - lost for length in expected]
         if not alike or lost < 0 or (lost and lost > int(self.tail.min())):
@@ -106,8 +126,10 @@ class CacheLayout:
         ones = functools.partial(torch.ones, dtype=torch.bool, device=self.next_position.device)
         new = ones(batch, count) if new_valid is None else new_valid
         if new_valid is not None or self.valid[0] is not None:
+            # A stage that came without a mask has no padding.
             old = [ones(batch, n) if m is None else m for m, n in zip(self.valid, self.cached, strict=True)]
             self.valid = [torch.cat((mask, new), dim=1) for mask in old]
+        # Positions count tokens only; padding repeats the position before it.
         position_ids = (self.next_position[:, None] - 1 + new.cumsum(dim=1)).clamp(min=0)
         self.cached = [length + count for length in self.cached]
         self.seen += count
@@ -116,26 +138,67 @@ class CacheLayout:
         return position_ids
 
 
-def last_position(position_ids: Tensor, batch: int, valid: Tensor | None) -> Tensor:
-    """(B,) largest position of the last token that is no padding.
-
-    Args:
-        position_ids: (B or 1, S) or (3 or 4, B or 1, S).
-        valid: (B, S) bool or None, False at padding.
-    """
-    if position_ids.dim() == 3:
-        position_ids = position_ids[-3:].amax(dim=0)  # with four rows, the first counts text tokens for masks
-    if valid is None:
-        return position_ids[:, -1].expand(batch)
-    last = (torch.arange(valid.shape[1], device=valid.device) * valid).amax(dim=1, keepdim=True)
-    return position_ids.expand(batch, -1).gather(1, last).squeeze(1)
-
-
-def check_cache(cache: Cache) -> None:
+def check_cache(cache: KVCache) -> None:
     """Raise UnsupportedInputError unless every layer of the cache may have its own length."""
     plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or cache.is_compileable or getattr(cache, "offloading", False):
+    if not plain or getattr(cache, "is_compileable", False) or getattr(cache, "offloading", False):
         raise UnsupportedInputError(
             f"{type(cache).__name__} can't hold layers of different lengths; use the default DynamicCache "
             "(no cache_implementation such as 'static', 'quantized' or 'offloaded')"
         )
+
+
+@dataclass
+class Continuation:
+    """A forward that goes on from a pruned cache: made when it begins, dropped when it ends.
+
+    Attributes:
+        masks: attention mask of each stage but the first, whose mask the model makes itself.
+    """
+
+    family: Family
+    cache: KVCache
+    layout: CacheLayout
+    masks: dict[int, Any] = field(default_factory=dict)
+
+    def enter(self, inputs: Kwargs, visual: Kwargs) -> Kwargs:
+        """The forward's inputs with its true new tokens, their positions and a mask over what is cached.
+
+        Args:
+            inputs: as the caller or `generate` passed them; their tokens may begin with some that were seen before.
+            visual: the visual inputs among them, also those that `generate` holds back.
+
+        Raises:
+            UnsupportedInputError: a new video, or tokens that don't go on where the cache ends.
+        """
+        name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
+        tokens, mask = inputs[name], inputs.get("attention_mask")
+        check_mask(mask)
+        self.layout.match_length(self.cache)
+        self.layout.match_batch(len(tokens))
+        length = (inputs.get("mm_encoder_outputs") or {}).get("length") if mask is None else mask.shape[1]
+        count = self.layout.new_tokens(tokens.shape[1], length)
+        tokens = tokens[:, -count:]
+        # Pixels of the old videos may come along; it is new placeholders that tell a new one.
+        has_pixels = name == "input_ids" and self.family.pixels(visual) is not None
+        if has_pixels and not holds(~self.family.placeholders(tokens).any()):
+            raise UnsupportedInputError(
+                "a video after a cached prompt can't be pruned; start a conversation with its videos"
+            )
+        position_ids = self.layout.append(len(tokens), count, None if mask is None else mask[:, -count:].bool())
+        return text_inputs(inputs) | {
+            name: tokens,
+            "position_ids": position_ids,
+            "attention_mask": self.layout.valid[0],
+        }
+
+    def before_layer(self, layer: int, args: Args, kwargs: Kwargs) -> Call | None:
+        """Give a layer the mask of what its own cache holds."""
+        stage = self.layout.stage_of_layer[layer]
+        if stage == 0:
+            return None
+        if stage not in self.masks:
+            valid = self.layout.valid[stage]
+            config = self.family.language.config
+            self.masks[stage] = stage_mask(config, hidden_states(args, kwargs), valid, self.cache, layer)
+        return args, kwargs | {"attention_mask": self.masks[stage]}
