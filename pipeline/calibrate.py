@@ -1,20 +1,27 @@
-"""Calibration on videos: from files to the profile that is kept beside a model."""
+"""Measures which key score marks the visual tokens that a model's text looks at, and writes that model's profile.
 
-from collections.abc import Iterator
+The profile goes beside the model, where `--method vitcop --method-options key_score=profile` finds it.
+Exits with 0 when it is written, 1 when the model or a video is no good, and 2 when an argument is.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 from pipeline.config import AnswerConfig
+from pipeline.errors import ConfigError, RowError
 from pipeline.model.answering import model_inputs
 from pipeline.model.load import LoadedModel, load_model
 from pipeline.model.prompt import PromptBuilder, Question
-from pipeline.video import decode
+from pipeline.video import VideoError, decode
 from pipeline.video.sampling import Sampling
-from vitcop import family_of
-from vitcop.calibration import FILE_NAME, Profile, calibrate
+from vitcop import UnsupportedModelError, family_of
+from vitcop.calibration import FILE_NAME, Profile, calibrate, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,18 @@ class CalibrateConfig:
     """`auto` is the GPU, or the CPU when there is none."""
     output: Path | None = None
     """Where the profile is written; by default into the model's folder."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Calibrates as the command line says; returns its exit code."""
+    config = tyro.cli(CalibrateConfig, args=arguments, description=__doc__)
+    try:
+        profile = write_profile(config)
+    except (ConfigError, RowError, VideoError, UnsupportedModelError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(report(profile))
+    return 0
 
 
 def write_profile(config: CalibrateConfig) -> Profile:

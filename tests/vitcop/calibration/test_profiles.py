@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests.pipeline.tiny_models import save_checkpoint
+from tests.pipeline.model.tiny_models import save_checkpoint
 from tests.vitcop.calibration.profiles import NAMES, correlations, profile_of
 from tests.vitcop.models import build, make_inputs
 from vitcop import ProfileError, ViTCoP, prune

@@ -1,12 +1,11 @@
-"""`jobs/calibrate.py`: the profile it writes, and what it says when something is wrong."""
+"""The calibration command: the profile it writes, and what it says when something is wrong."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.pipeline.tiny_models import save_checkpoint
 
-from jobs.calibrate import main
+from pipeline.calibrate import main
 from pipeline.config import JobConfig, ModelConfig, PruneConfig
 from pipeline.embedded.demo import write_video
 from pipeline.embedded.scenes import sample_scene
@@ -14,6 +13,7 @@ from pipeline.model.answering import VideoQA
 from pipeline.model.prompt import Question
 from pipeline.video import decode
 from pipeline.video.sampling import Sampling
+from tests.pipeline.model.tiny_models import save_checkpoint
 from vitcop.calibration import FILE_NAME, Profile
 
 
