@@ -1,4 +1,4 @@
-"""Measures a model's profile for pruning on a few unlabelled videos: `python jobs/calibrate.py --help`."""
+"""Measures a model's profile for `key_score=profile`: `python jobs/calibrate.py --help`."""
 
 import sys
 

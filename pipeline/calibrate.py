@@ -1,4 +1,8 @@
-"""Calibration on videos: from files to the profile that is kept beside a model."""
+"""Measures which key score marks the visual tokens that a model's text looks at, and writes that model's profile.
+
+The profile goes beside the model, where `--method vitcop --method-options key_score=profile` finds it.
+Exits with 0 when it is written, 1 when the model or a video is no good, and 2 when an argument is.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,12 +22,6 @@ from pipeline.video import VideoError, decode
 from pipeline.video.sampling import Sampling
 from vitcop import UnsupportedModelError, family_of
 from vitcop.calibration import FILE_NAME, Profile, calibrate, report
-
-DESCRIPTION = """Measures which key score marks the visual tokens that a model's text looks at, and writes its profile.
-
-The profile goes beside the model, where `--method vitcop --method-options key_score=profile` finds it.
-Exits with 0 when it is written, and 1 when a setting, the model or a video is no good.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +45,8 @@ class CalibrateConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Calibrate as the command line says; returns the exit code."""
-    config = tyro.cli(CalibrateConfig, args=arguments, description=DESCRIPTION)
+    """Calibrates as the command line says; returns its exit code."""
+    config = tyro.cli(CalibrateConfig, args=arguments, description=__doc__)
     try:
         profile = write_profile(config)
     except (ConfigError, RowError, VideoError, UnsupportedModelError, ValueError, OSError) as error:
@@ -78,7 +76,8 @@ def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> It
     frames, placeholders = loaded.frame_processor, family_of(loaded.model).placeholders
     video = decode(path, Sampling(num_frames=config.num_frames), frames.frame_size)
     pixels = model_inputs(loaded, video)
-    prompts = PromptBuilder(loaded.tokenizer, AnswerConfig(), video=frames.video_text, visual_token=frames.visual_token)
+    texts = {"video": frames.video_text, "visual_token": frames.visual_token}
+    prompts = PromptBuilder(loaded.tokenizer, AnswerConfig(), show_options=False, **texts)
     for text in config.question:
         prompt = prompts.build(Question(question=text), frames.placeholders(pixels, video.times))
         inputs = {"input_ids": torch.tensor([prompt.ids], device=loaded.device), **pixels}

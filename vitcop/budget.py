@@ -75,6 +75,11 @@ class Plan:
         return {self.name(layer): count for layer, count in {-1: self.entering, **self.layers}.items()}
 
 
+def keep_all(geometry: Geometry) -> Plan:
+    """The plan that prunes nothing."""
+    return Plan(entering=geometry.num_tokens, names={-1: "vision"})
+
+
 def single_stage(geometry: Geometry, retention_ratio: float, name: str = "vision") -> Plan:
     """The plan of a method that prunes once, before the language model.
 

@@ -42,7 +42,6 @@ from vitcop import (
 
 __all__ = ["Answer", "Question", "VideoQA"]
 
-UNPRUNED = "none"
 GREEDY = {
     "do_sample": False,
     "num_beams": 1,
@@ -356,14 +355,12 @@ class PhaseClock:
 
 
 def build_method(config: PruneConfig) -> Method:
-    """The pruning method that a configuration names; `none` is a method that keeps all.
+    """The pruning method that a configuration names.
 
     Raises:
         ConfigError: unknown method or option.
     """
     try:
-        if config.method == UNPRUNED:
-            return get_method("vitcop")(retention_ratio=1.0)
         return get_method(config.method)(retention_ratio=config.keep_ratio, **config.method_options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--method {config.method}: {error}") from error

@@ -73,8 +73,8 @@ class SweepMeasurer(SweepModel):
         kind = type(model.method)
         facts: dict[str, Any] = {
             "settings": "all tokens kept" if cell.method == FULL else model.method.describe(),
-            "query_aware": kind.query_aware and cell.method != FULL,
-            "baseline": cell.method != FULL and kind.baseline,
+            "query_aware": kind.query_aware,
+            "baseline": kind.baseline,
         }
         if (record := model.record) is None:
             return facts

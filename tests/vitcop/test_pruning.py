@@ -380,6 +380,18 @@ def test_two_clips_in_flight_have_a_record_each_and_go_on_from_their_own_caches(
         assert [record.prompt_tokens + kept for kept in record.kept_per_layer] == cached(cache)
 
 
+def test_no_pruning_is_a_method(family: str) -> None:
+    model, inputs, none = build(family), make_inputs(family, (5, 2)), get_method("none")
+    plain, lengths = run(model, inputs)
+    with prune(model, none(retention_ratio=0.25)) as stats:
+        logits, same_lengths = run(model, inputs)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, plain, strict=True))
+    assert same_lengths == lengths
+    assert none(retention_ratio=0.25) == none()
+    assert stats.last.retention == 1
+    assert stats.last.method == "KeepAll()"
+
+
 def test_caches_of_unpruned_prefills_have_a_record_and_those_of_text_have_none(family: str) -> None:
     model, inputs = build(family), make_inputs(family)
     with prune(model, ViTCoP(retention_ratio=1.0)) as stats:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vitcop.budget import Geometry
+from vitcop.budget import Geometry, Plan
 from vitcop.errors import UnreachableBudgetError
-from vitcop.methods.vitcop import ViTCoP, cluster_frames, frames_with_tokens
+from vitcop.methods.staged import cluster_frames
+from vitcop.methods.vitcop import ViTCoP
 from vitcop.ops.cluster_quotas import select_in_clusters
 from vitcop.selection import apply_selection
 from vitcop.tokens import VisualTokens
@@ -90,8 +91,10 @@ def test_stage_one_in_chunks_equals_all_frames_at_once(ratio: float, chunk: int)
 
 
 def test_fewer_tokens_than_frames_are_spread_evenly() -> None:
-    assert frames_with_tokens(3, 12, 0, 12) == [3, 7, 11]
-    assert frames_with_tokens(24, 12, 4, 8) == [4, 5, 6, 7]
+    geometry = Geometry(num_layers=8, frames=8, height=5, width=6)
+    method = ViTCoP(retention_ratio=0.01)
+    keep = method.select_frames(visual_tokens(8), Plan(entering=3), geometry).keep
+    assert (keep // geometry.tokens_per_frame).tolist() == [[2, 5, 7]] * 2
 
 
 def plain_select(saliency: Tensor, labels: Tensor, count: int) -> tuple[set[int], list[list[int]]]:

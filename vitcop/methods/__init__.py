@@ -15,6 +15,7 @@ from vitcop.methods.flashvid import FlashVID as FlashVID
 from vitcop.methods.frame_subsample import FrameSubsample as FrameSubsample
 from vitcop.methods.grid import Grid as Grid
 from vitcop.methods.holitom import HoliTom as HoliTom
+from vitcop.methods.keep_all import KeepAll as KeepAll
 from vitcop.methods.keydiff import KeyDiff as KeyDiff
 from vitcop.methods.kmeans import KMeans as KMeans
 from vitcop.methods.knorm import Knorm as Knorm

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.vitcop.reference_checks import Case, close, same_indices
-from vitcop.methods.vitcop import cluster_frames
+from vitcop.methods.staged import cluster_frames
 from vitcop.ops.cluster_quotas import select_in_clusters
 from vitcop.ops.scores import key_norm
 from vitcop.selection import apply_selection, top_k_in_order

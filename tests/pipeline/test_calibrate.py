@@ -1,11 +1,11 @@
-"""`jobs/calibrate.py`: the profile it writes, and what it says when something is wrong."""
+"""The calibration command: the profile it writes, and what it says when something is wrong."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs.calibrate import main
+from pipeline.calibrate import main
 from pipeline.config import JobConfig, ModelConfig, PruneConfig
 from pipeline.embedded.demo import write_video
 from pipeline.embedded.scenes import sample_scene
