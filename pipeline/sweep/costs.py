@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ import numpy as np
 from pipeline.decoding import TimedVideo
 from pipeline.manifest import Clip
 from pipeline.model.answerer import exit_when_device_fails, questions_of
-from pipeline.model.answering import Answer
+from pipeline.model.answering import Answer, Question
 from pipeline.sweep.cells import FULL, Cell
+from pipeline.sweep.timing import doubt, spread
 from pipeline.sweep.worker import SweepModel
 
 PHASES = ("vision", "selection", "prefill", "generate")
+REPEATS = 2
+"""How often a cost that can't be relied on is measured again, `cost_rounds` rounds each time."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Measured:
     """What one clip showed of the cells.
 
     Attributes:
-        costs: by cell name, medians over rounds of the seconds of each phase.
+        costs: by cell name, the seconds of each phase, medians over rounds and their quartiles.
         facts: by cell name, what method and model say of the cell (settings, tokens per layer, operations, cache).
         gallery: by cell name, the answer and the tokens kept at each stage.
         frames: (T, H, W, 3) uint8, at the smallest frame count.
@@ -44,29 +47,59 @@ class SweepMeasurer(SweepModel):
 
     @exit_when_device_fails()
     def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> Measured:
-        """Medians over `cost_rounds` rounds, after one round that only warms up."""
+        """Costs over `cost_rounds` rounds, after one round that only warms up.
+
+        Cells whose cost can't be relied on are measured again, up to `REPEATS` times, beside the full model; what was
+        measured before counts as well.
+        """
         question = questions_of(clip)[:1]
-        seconds: dict[Cell, list[Answer]] = defaultdict(list)
-        gallery: dict[str, dict[str, Any]] = {}
-        videos_of = {cell: timed for timed, cells in self.by_frames(videos) for cell in cells}
+        timed = {cell: video for video, cells in self.by_frames(videos) for cell in cells}
+        pictures = {cell: self._picture(cell, answer) for cell, answer in self._round(timed, question)}
+        measured: dict[Cell, list[Answer]] = defaultdict(list)
         rounds = self.config.sweep.cost_rounds if self.config.sweep.cost_clips else 0
-        for number in range(1 + rounds):
-            for cell, timed in videos_of.items():
-                (answer,) = self.models[cell].answer(timed.video, question)
-                if answer.error is not None:
-                    continue
-                if number:
-                    seconds[cell].append(answer)
-                else:
-                    gallery[cell.name] = self._picture(cell, answer)
-        first = next(iter(videos_of))
+        again = timed
+        for repeat in range(1 + REPEATS):
+            for number in range(rounds):
+                for cell, answer in self._round(again, question, first=number + rounds * repeat):
+                    measured[cell].append(answer)
+            doubtful = self._doubtful(measured)
+            beside = {Cell(method=FULL, num_frames=cell.num_frames) for cell in doubtful}
+            again = {cell: video for cell, video in timed.items() if cell in doubtful or cell in beside}
+            if not again:
+                break
+        first = next(iter(timed))
         return Measured(
-            costs={cell.name: self._medians(answers, videos_of[cell].seconds) for cell, answers in seconds.items()},
-            facts={cell.name: self._facts(cell) for cell in videos_of},
-            gallery=gallery,
-            frames=videos_of[first].video.frames,
+            costs={cell.name: self._costs(answers, timed[cell].seconds) for cell, answers in measured.items()},
+            facts={cell.name: self._facts(cell) for cell in timed},
+            gallery={cell.name: picture for cell, picture in pictures.items()},
+            frames=timed[first].video.frames,
             grid=self._grid(first),
         )
+
+    def _round(
+        self, timed: Mapping[Cell, TimedVideo], question: Sequence[Question], first: int = 0
+    ) -> Iterator[tuple[Cell, Answer]]:
+        """One answer of each cell that can prune the clip. The round starts with another cell each time."""
+        cells = list(timed)
+        for number in range(len(cells)):
+            cell = cells[(first + number) % len(cells)]
+            (answer,) = self.models[cell].answer(timed[cell].video, question)
+            if answer.error is None:
+                yield cell, answer
+
+    def _doubtful(self, measured: Mapping[Cell, Sequence[Answer]]) -> set[Cell]:
+        """Cells whose rounds disagree, or that are faster than their operation counts allow."""
+        totals = {cell: spread([_total(answer) for answer in answers]) for cell, answers in measured.items()}
+        operations = {cell: self._facts(cell)["flops_total"] for cell in measured}
+        found = set()
+        for cell, total in totals.items():
+            full = Cell(method=FULL, num_frames=cell.num_frames)
+            known = full in totals
+            speedup = totals[full].median / total.median if known else None
+            allowed = operations[full] / operations[cell] if known else None
+            if doubt(total, len(measured[cell]), speedup, allowed):
+                found.add(cell)
+        return found
 
     def _facts(self, cell: Cell) -> dict[str, Any]:
         model = self.models[cell]
@@ -86,16 +119,17 @@ class SweepMeasurer(SweepModel):
             "flops_total": 2 * float(record.macs_vision + record.macs_language),
         }
 
-    def _medians(self, answers: Sequence[Answer], decode: float) -> dict[str, float]:
-        """Costs of one question on one clip; `decode` was measured once."""
-        medians = {
-            f"seconds_{phase}": statistics.median(getattr(a, f"seconds_{phase}") for a in answers) for phase in PHASES
-        }
-        tokens = statistics.median(answer.generated_tokens for answer in answers)
-        total = statistics.median(sum(getattr(a, f"seconds_{phase}") for phase in PHASES) for a in answers)
-        costs = medians | {"seconds_decode": decode, "seconds_total": total, "cost_runs": len(answers)}
-        if tokens:
-            costs["seconds_per_token"] = medians["seconds_generate"] / tokens
+    def _costs(self, answers: Sequence[Answer], decode: float) -> dict[str, float]:
+        """Costs of one question on one clip, medians and quartiles; `decode` was measured once."""
+        rounds = {phase: [getattr(answer, f"seconds_{phase}") for answer in answers] for phase in PHASES}
+        rounds["total"] = [_total(answer) for answer in answers]
+        if all(answer.generated_tokens for answer in answers):
+            rounds["per_token"] = [answer.seconds_generate / answer.generated_tokens for answer in answers]
+        costs = {"seconds_decode": decode, "cost_runs": len(answers)}
+        for phase, seconds in rounds.items():
+            over = spread(seconds)
+            costs |= {f"seconds_{phase}": over.median, f"seconds_{phase}_low": over.low}
+            costs[f"seconds_{phase}_high"] = over.high
         if self.loaded.device.type == "cuda":  # on the CPU it is the process's peak, which says nothing of a cell
             costs["peak_memory_bytes"] = max(answer.peak_memory_bytes for answer in answers)
         return costs
@@ -112,8 +146,13 @@ class SweepMeasurer(SweepModel):
         return record.grid
 
 
+def _total(answer: Answer) -> float:
+    """Seconds from the frames to the answer."""
+    return float(sum(getattr(answer, f"seconds_{phase}") for phase in PHASES))
+
+
 def merge_costs(measured: Sequence[Measured]) -> Mapping[str, Mapping[str, Any]]:
-    """By cell, medians over clips; `cost_runs` and memory add up and take the most."""
+    """By cell, medians over clips of times and of their quartiles; runs add up, memory is the most of any clip."""
     by_cell: dict[str, list[dict[str, float]]] = defaultdict(list)
     for clip in measured:
         for name, costs in clip.costs.items():
@@ -125,6 +164,10 @@ def _over_clips(costs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     names = {name for each in costs for name in each if name.startswith("seconds")}
     merged: dict[str, Any] = {name: statistics.median(each[name] for each in costs if name in each) for name in names}
     merged["cost_runs"] = int(sum(each["cost_runs"] for each in costs))
+    merged["cost_rounds"] = int(min(each["cost_runs"] for each in costs))
+    # The slow quartile of the seconds is the low one of the pace.
     merged["videos_per_second"] = 1 / merged["seconds_total"]
+    merged["videos_per_second_low"] = 1 / merged["seconds_total_high"]
+    merged["videos_per_second_high"] = 1 / merged["seconds_total_low"]
     memory = [int(each["peak_memory_bytes"]) for each in costs if "peak_memory_bytes" in each]
     return merged | ({"peak_memory_bytes": max(memory)} if memory else {})

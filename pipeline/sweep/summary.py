@@ -11,6 +11,9 @@ import pyarrow as pa
 
 from pipeline.sweep.cells import FULL, RANDOM, UNREACHABLE, Cell
 from pipeline.sweep.statistics import bootstrap_accuracy, mcnemar
+from pipeline.sweep.timing import add_speedups
+
+TIMED = ("vision", "selection", "prefill", "generate", "per_token", "total")
 
 CELL_SCHEMA = pa.schema(
     {
@@ -50,20 +53,24 @@ CELL_SCHEMA = pa.schema(
         "macs_language": pa.float64(),
         "flops_total": pa.float64(),
         "seconds_decode": pa.float64(),
-        "seconds_vision": pa.float64(),
-        "seconds_selection": pa.float64(),
-        "seconds_prefill": pa.float64(),
-        "seconds_generate": pa.float64(),
-        "seconds_per_token": pa.float64(),
-        "seconds_total": pa.float64(),
-        "videos_per_second": pa.float64(),
+        **{
+            f"{cost}{quartile}": pa.float64()
+            for cost in (*(f"seconds_{phase}" for phase in TIMED), "videos_per_second", "speedup_measured")
+            for quartile in ("", "_low", "_high")
+        },
         "peak_memory_bytes": pa.int64(),
         "speedup_allowed": pa.float64(),
-        "speedup_measured": pa.float64(),
         "cost_runs": pa.int32(),
+        "cost_rounds": pa.int32(),
+        "cost_doubt": pa.string(),
+        "speedup_doubt": pa.string(),
     }
 )
-"""The columns of `cells.parquet`; costs are null where they were not measured."""
+"""The columns of `cells.parquet`.
+
+Costs are medians, null where they were not measured; `_low` and `_high` are their quartiles over rounds.
+`seconds_decode` was measured once a clip. `cost_doubt` and `speedup_doubt` say why a cost can't be relied on.
+"""
 
 
 def summarize_cells(
@@ -95,9 +102,7 @@ def summarize_cells(
             record |= _against("full", mine, full) | {"differs_from_full": _share_differing(mine, full)}
             record |= _against("random", mine, _random_rows(cell, by_cell))
         table.append({**record, **facts.get(cell.name, {}), **costs.get(cell.name, {})})
-    full_costs = {record["num_frames"]: record for record in table if record["method"] == FULL}
-    for record in table:
-        record |= _speedups(record, full_costs[record["num_frames"]])
+    add_speedups(table, {record["num_frames"]: record for record in table if record["method"] == FULL})
     return pa.Table.from_pylist(table, schema=CELL_SCHEMA)
 
 
@@ -174,16 +179,6 @@ def _share_differing(rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[s
     expected = {row["sample_id"]: row["prediction"] for row in full if row["status"] == "ok"}
     shared = [row for row in rows if row["status"] == "ok" and row["sample_id"] in expected]
     return _mean([row["prediction"] != expected[row["sample_id"]] for row in shared])
-
-
-def _speedups(record: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
-    """How much faster than full: as the operation counts allow, and as measured without the decoding."""
-    speedups: dict[str, Any] = {}
-    if record.get("flops_total") and full.get("flops_total"):
-        speedups["speedup_allowed"] = full["flops_total"] / record["flops_total"]
-    if record.get("seconds_total") and full.get("seconds_total"):
-        speedups["speedup_measured"] = full["seconds_total"] / record["seconds_total"]
-    return speedups
 
 
 def _mean(values: Sequence[float]) -> float | None:

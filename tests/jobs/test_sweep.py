@@ -45,7 +45,9 @@ def test_a_sweep_answers_every_question_in_every_cell_and_reports(
         if cell["reachable"]:
             assert cell["n"] == 6 and cell["accuracy"] is not None and dict(cell["kind_n"])
             assert cell["seconds_total"] > 0 and cell["flops_total"] > 0 and cell["speedup_allowed"] > 0, name
-    assert cells["vitcop-0.25"]["cost_runs"] == 1, "on one clip in one round; the gallery has two clips"
+    vitcop = cells["vitcop-0.25"]
+    assert 2 <= vitcop["cost_runs"] == vitcop["cost_rounds"] <= 3, "on one clip; the gallery has two clips"
+    assert vitcop["seconds_total_low"] <= vitcop["seconds_total"] <= vitcop["seconds_total_high"]
     assert cells["vitcop-0.25"]["retention_mean"] == pytest.approx(0.25, abs=0.005)
     assert cells["none"]["retention_mean"] == 1 and cells["text_only"]["retention_mean"] == 0
     assert (

@@ -50,8 +50,9 @@ def test_a_registered_method_runs_through_the_sweep(dataset: Path, added: str) -
     measurer = SweepMeasurer(config, False, 1)
     measured = measurer.answer(clip, measurer.decode(clip))
     assert np.array_equal(measured.gallery[f"{added}-0.25"]["stages"]["vision"], np.arange(72))
-    costs: Any = merge_costs([measured, measured])
-    assert costs[f"{added}-0.25"]["cost_runs"] == 2
+    costs: Any = merge_costs([measured, measured])[f"{added}-0.25"]
+    assert costs["cost_runs"] == 2 * costs["cost_rounds"] >= 4, "one round can't be checked, so there are more"
+    assert costs["seconds_total_low"] <= costs["seconds_total"] <= costs["seconds_total_high"]
 
 
 def test_frame_counts_share_one_decoding(dataset: Path) -> None:
