@@ -29,7 +29,9 @@ _TIMED_CONTAINERS = {_MP4, _MATROSKA, "mpegts", "flv", "gif"}
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores"}
 _PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
 _IDR_SLICE = 5  # H.264 NAL unit type
-_AVCC_VERSION = 1  # first byte of H.264 extradata in MP4 and Matroska; elsewhere it begins with a start code
+_FIRST_RANDOM_ACCESS, _FIRST_NON_PICTURE = 16, 32  # HEVC NAL unit types; odd ones below them are reference pictures
+_AVCC_VERSION = 1  # first byte of extradata in MP4 and Matroska; elsewhere it begins with a start code
+_START_CODE = b"\0\0\1"
 
 
 class VideoError(ValueError):
@@ -78,6 +80,7 @@ class FrameIndex:
         corrupt: decoding places of packets that the container itself marks as damaged.
         time_base: seconds per unit.
         last_duration: how long the last frame is shown, in units of `time_base`.
+        skippable: the stream tells which of its frames no other refers to, so that a decoder may skip them.
         counted: the packets do not tell the frames apart, so frames were counted by decoding them; `order` then counts
             decoded frames, and nothing can be sought.
     """
@@ -90,6 +93,7 @@ class FrameIndex:
     time_base: Fraction
     last_duration: int
     counted: bool
+    skippable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +171,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
             and stream.codec_context.field_order in _PROGRESSIVE
             and _timed(packets)
         )
-        index = _index_packets(packets, stream.time_base) if told_apart else _count_frames(path)
+        index = _index_packets(packets, stream.time_base, name) if told_apart else _count_frames(path)
         common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
         return VideoInfo(
             path=path,
@@ -254,9 +258,12 @@ class _Packet(NamedTuple):
     independent: bool
     shown: bool
     corrupt: bool
+    sublayer: int | None
+    reference: bool
 
     @classmethod
     def of(cls, packet: av.Packet, codec: av.VideoCodecContext) -> "_Packet":
+        sublayer, reference = _sublayer(packet, codec)
         return cls(
             pts=packet.pts,
             dts=packet.dts,
@@ -265,6 +272,8 @@ class _Packet(NamedTuple):
             independent=packet.is_keyframe and _is_clean_start(packet, codec),
             shown=not packet.is_discard,
             corrupt=packet.is_corrupt,
+            sublayer=sublayer,
+            reference=reference,
         )
 
 
@@ -275,7 +284,7 @@ def _timed(packets: list[_Packet]) -> bool:
     return len(times) == len(packets) and _ascending(keyframes)
 
 
-def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
+def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> FrameIndex:
     pts = np.array([packet.pts for packet in packets], dtype=np.int64)
     order = np.argsort(pts)
     pts = pts[order]
@@ -289,6 +298,7 @@ def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
         time_base=time_base,
         last_duration=packets[order[-1]].duration or _usual_step(pts),
         counted=False,
+        skippable=_tells_references(packets, codec),
     )
 
 
@@ -337,16 +347,58 @@ def _is_clean_start(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
     """
     if codec.codec.canonical_name == "vp9":
         return True
-    extradata = codec.extradata
-    if codec.codec.canonical_name != "h264" or not extradata or extradata[0] != _AVCC_VERSION:
+    if codec.codec.canonical_name != "h264" or not _length_bytes(codec):
         return False
-    prefix = (extradata[4] & 3) + 1
-    data, at = bytes(packet), 0
-    while at + prefix < len(data):
-        if data[at + prefix] & 0x1F == _IDR_SLICE:
-            return True
-        at += prefix + int.from_bytes(data[at : at + prefix], "big")
-    return False
+    return any(header[0] & 0x1F == _IDR_SLICE for header in _unit_headers(packet, codec))
+
+
+def _sublayer(packet: av.Packet, codec: av.VideoCodecContext) -> tuple[int | None, bool]:
+    """In HEVC the temporal sub-layer of a picture, and whether pictures of the same one may refer to it.
+
+    Read from the NAL unit header (ITU-T H.265, 7.3.1.2 and table 7-1); (None, True) in other codecs.
+    """
+    if codec.codec.canonical_name == "hevc":
+        for first, second in _unit_headers(packet, codec):
+            unit_type, layer = first >> 1 & 0x3F, (first & 1) << 5 | second >> 3
+            if unit_type < _FIRST_NON_PICTURE and layer == 0:
+                return (second & 7) - 1, unit_type >= _FIRST_RANDOM_ACCESS or unit_type % 2 == 1
+    return None, True
+
+
+def _tells_references(packets: list[_Packet], codec: str) -> bool:
+    """Whether FFmpeg's decoder knows by itself which frames no other refers to, when told to skip those.
+
+    In H.264 `nal_ref_idc` says so for every frame. In HEVC a sub-layer non-reference picture may still be referred to
+    from higher temporal sub-layers, so there must be none. The other codecs' marks are not enough: in VP9 such a frame
+    may still change the probabilities that the next one is decoded with.
+    """
+    if codec != "hevc":
+        return codec == "h264"
+    sublayers = [packet.sublayer for packet in packets if packet.sublayer is not None]
+    lowest = [packet.sublayer for packet in packets if packet.sublayer is not None and not packet.reference]
+    return len(sublayers) == len(packets) and (not lowest or min(lowest) == max(sublayers))
+
+
+def _length_bytes(codec: av.VideoCodecContext) -> int:
+    """Bytes of the length before each NAL unit in H.264 and HEVC; 0 where start codes stand instead."""
+    extradata = codec.extradata
+    if not extradata or extradata[0] != _AVCC_VERSION:
+        return 0
+    at = 4 if codec.codec.canonical_name == "h264" else 21  # ISO/IEC 14496-15, 5.3.3.1.2 and 8.3.3.1.2
+    return (extradata[at] & 3) + 1 if len(extradata) > at else 0
+
+
+def _unit_headers(packet: av.Packet, codec: av.VideoCodecContext) -> Iterator[bytes]:
+    """The first two bytes of each NAL unit of a packet."""
+    data, prefix = bytes(packet), _length_bytes(codec)
+    skip = prefix or len(_START_CODE)
+    at = 0 if prefix else data.find(_START_CODE)
+    while at >= 0:
+        header = data[at + skip : at + skip + 2]
+        if len(header) < 2:
+            return
+        yield header
+        at = at + prefix + int.from_bytes(data[at : at + prefix], "big") if prefix else data.find(_START_CODE, at + 3)
 
 
 def _independent_groups(packets: list[_Packet], index: FrameIndex) -> bool:
