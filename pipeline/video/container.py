@@ -28,10 +28,13 @@ _TIMED_CONTAINERS = {_MP4, _MATROSKA, "mpegts", "flv", "gif"}
 # Codecs whose packets hold exactly one shown frame each. Other codecs hide frames (VP8) or pack several together.
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores"}
 _PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
-_IDR_SLICE = 5  # H.264 NAL unit type
+_SLICES, _IDR_SLICE = (1, 2, 5), 5  # H.264 NAL unit types
+_INTRA_SLICE_TYPES = (2, 4)  # I and SI, modulo 5
 _FIRST_RANDOM_ACCESS, _FIRST_NON_PICTURE = 16, 32  # HEVC NAL unit types; odd ones below them are reference pictures
 _AVCC_VERSION = 1  # first byte of extradata in MP4 and Matroska; elsewhere it begins with a start code
 _START_CODE = b"\0\0\1"
+_ESCAPED_ZEROS = b"\0\0\3"
+_HEADER_BYTES = 9  # of a NAL unit: enough for the first two numbers of a slice header
 
 
 class VideoError(ValueError):
@@ -76,7 +79,8 @@ class FrameIndex:
         pts: (P,) presentation times in units of `time_base`.
         order: (P,) the packet's place in decoding order.
         shown: (P,) False for packets outside the edit list, which are decoded but never presented.
-        keyframes: (K, 3) decoding place, presentation time and decoding time of each keyframe, in decoding order.
+        keyframes: (K, 3) decoding place, presentation time and decoding time of each keyframe at which decoding can
+            begin, in decoding order.
         corrupt: decoding places of packets that the container itself marks as damaged.
         time_base: seconds per unit.
         last_duration: how long the last frame is shown, in units of `time_base`.
@@ -255,6 +259,7 @@ class _Packet(NamedTuple):
     dts: int | None
     duration: int
     keyframe: bool
+    entry: bool
     independent: bool
     shown: bool
     corrupt: bool
@@ -269,6 +274,7 @@ class _Packet(NamedTuple):
             dts=packet.dts,
             duration=packet.duration or 0,
             keyframe=packet.is_keyframe,
+            entry=packet.is_keyframe and _is_intra(packet, codec),
             independent=packet.is_keyframe and _is_clean_start(packet, codec),
             shown=not packet.is_discard,
             corrupt=packet.is_corrupt,
@@ -288,7 +294,7 @@ def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> F
     pts = np.array([packet.pts for packet in packets], dtype=np.int64)
     order = np.argsort(pts)
     pts = pts[order]
-    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.keyframe]
+    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.entry]
     return FrameIndex(
         pts=pts,
         order=order,
@@ -352,13 +358,34 @@ def _is_clean_start(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
     return any(header[0] & 0x1F == _IDR_SLICE for header in _unit_headers(packet, codec))
 
 
+def _is_intra(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
+    """Decoding can begin at this keyframe.
+
+    H.264 streams with periodic intra refresh mark as keyframes what only begins a gradual recovery. What a decoder
+    gives after that may still differ a little from the real pictures, so those with a predicted slice don't count.
+    """
+    if codec.codec.canonical_name != "h264":
+        return True
+    slices = [unit for unit in _unit_headers(packet, codec) if unit[0] & 0x1F in _SLICES]
+    return all(_slice_type(unit[1:]) % 5 in _INTRA_SLICE_TYPES for unit in slices)
+
+
+def _slice_type(header: bytes) -> int:
+    """The second number of an H.264 slice header (ITU-T H.264, 7.3.3); both are Exp-Golomb codes (9.1)."""
+    bits = "".join(f"{byte:08b}" for byte in header.replace(_ESCAPED_ZEROS, b"\0\0"))
+    for _ in ("first_mb_in_slice", "slice_type"):
+        zeros = len(bits) - len(bits.lstrip("0"))
+        number, bits = int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1, bits[2 * zeros + 1 :]
+    return number
+
+
 def _sublayer(packet: av.Packet, codec: av.VideoCodecContext) -> tuple[int | None, bool]:
     """In HEVC the temporal sub-layer of a picture, and whether pictures of the same one may refer to it.
 
     Read from the NAL unit header (ITU-T H.265, 7.3.1.2 and table 7-1); (None, True) in other codecs.
     """
     if codec.codec.canonical_name == "hevc":
-        for first, second in _unit_headers(packet, codec):
+        for first, second, *_ in _unit_headers(packet, codec):
             unit_type, layer = first >> 1 & 0x3F, (first & 1) << 5 | second >> 3
             if unit_type < _FIRST_NON_PICTURE and layer == 0:
                 return (second & 7) - 1, unit_type >= _FIRST_RANDOM_ACCESS or unit_type % 2 == 1
@@ -389,12 +416,12 @@ def _length_bytes(codec: av.VideoCodecContext) -> int:
 
 
 def _unit_headers(packet: av.Packet, codec: av.VideoCodecContext) -> Iterator[bytes]:
-    """The first two bytes of each NAL unit of a packet."""
+    """The beginning of each NAL unit of a packet, at least two bytes."""
     data, prefix = bytes(packet), _length_bytes(codec)
     skip = prefix or len(_START_CODE)
     at = 0 if prefix else data.find(_START_CODE)
     while at >= 0:
-        header = data[at + skip : at + skip + 2]
+        header = data[at + skip : at + skip + _HEADER_BYTES]
         if len(header) < 2:
             return
         yield header
