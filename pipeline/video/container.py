@@ -40,8 +40,8 @@ _HEADER_BYTES = 9  # of a NAL unit: enough for the first two numbers of a slice 
 class VideoError(ValueError):
     """A video that cannot be used.
 
-    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, span_outside and
-    extreme_shape.
+    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, too_many_frames,
+    span_outside and extreme_shape.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -126,6 +126,13 @@ class VideoInfo:
         """(N,) presentation times in seconds, on the file's own clock (MPEG-TS files rarely start at 0)."""
         return self.index.pts[self.index.shown] * float(self.index.time_base)
 
+    @cached_property
+    def keyframes(self) -> np.ndarray:
+        """(K,) indices of the frames that can be decoded without any other, ascending."""
+        index = self.index
+        rows = np.searchsorted(index.pts, np.sort(index.keyframes[:, 1]))
+        return (np.cumsum(index.shown) - 1)[rows[index.shown[rows]]]
+
     @property
     def num_frames(self) -> int:
         return int(self.index.shown.sum())
@@ -155,42 +162,66 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         VideoError: missing, not_a_file, empty, unreadable or no_video_stream; the message names the path.
     """
     path = os.fspath(path)
-    container, stream = open_video(path)
-    with container:
-        first: av.VideoFrame | None = None
-        packets: list[_Packet] = []
-        for packet in demux(container, stream):
-            if first is None:
-                first = next(iter(decode_packet(packet) or ()), None)
-            if packet.size > 0:
-                packets.append(_Packet.of(packet, stream.codec_context))
+    opened = open_video(path)
+    with opened.container:
+        return examine(path, opened)
+
+
+def examine(path: str, opened: "OpenVideo") -> VideoInfo:
+    """As `probe`, on a file that has just been opened and stays open; its packets have been read to the end.
+
+    Raises:
+        VideoError: unreadable.
+    """
+    container, stream = opened.container, opened.stream
+    first: av.VideoFrame | None = None
+    packets: list[_Packet] = []
+    for packet in demux(container, stream):
         if first is None:
-            raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
-        orientation = _orientation(first)
-        height, width = orientation.size(first.height, first.width)
-        name = stream.codec_context.codec.canonical_name
-        told_apart = (
-            container.format.name in _TIMED_CONTAINERS
-            and name in _ONE_FRAME_PER_PACKET
-            and stream.codec_context.field_order in _PROGRESSIVE
-            and _timed(packets)
-        )
-        index = _index_packets(packets, stream.time_base, name) if told_apart else _count_frames(path)
-        common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
-        return VideoInfo(
-            path=path,
-            container=container.format.name,
-            codec=name,
-            height=height,
-            width=width,
-            orientation=orientation,
-            index=index,
-            declared_frames=stream.frames,
-            decord_exact=common and orientation == Orientation() and _independent_groups(packets, index),
-        )
+            first = next(iter(decode_packet(packet) or ()), None)
+        if packet.size > 0:
+            packets.append(_Packet.of(packet, stream.codec_context))
+    if first is None:
+        raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
+    opened.first = first
+    orientation = _orientation(first)
+    height, width = orientation.size(first.height, first.width)
+    name = stream.codec_context.codec.canonical_name
+    told_apart = (
+        container.format.name in _TIMED_CONTAINERS
+        and name in _ONE_FRAME_PER_PACKET
+        and stream.codec_context.field_order in _PROGRESSIVE
+        and _timed(packets)
+    )
+    index = _index_packets(packets, stream.time_base, name) if told_apart else _count_frames(path)
+    common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
+    return VideoInfo(
+        path=path,
+        container=container.format.name,
+        codec=name,
+        height=height,
+        width=width,
+        orientation=orientation,
+        index=index,
+        declared_frames=stream.frames,
+        decord_exact=common and orientation == Orientation() and _independent_groups(packets, index),
+    )
 
 
-def open_video(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+@dataclass
+class OpenVideo:
+    """A file opened for decoding its main video stream.
+
+    Attributes:
+        first: the first frame that comes out of the decoder, kept when the file is examined.
+    """
+
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    first: av.VideoFrame | None = None
+
+
+def open_video(path: str) -> OpenVideo:
     """Open a file's main video stream for single-threaded decoding.
 
     Raises:
@@ -218,7 +249,7 @@ def open_video(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
         container.close()
         raise VideoError("unreadable", f"{path}: no decoder for its video codec; re-encode it, for instance to H.264")
     stream.codec_context.thread_count = 1
-    return container, stream
+    return OpenVideo(container, stream)
 
 
 def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
@@ -263,23 +294,21 @@ class _Packet(NamedTuple):
     independent: bool
     shown: bool
     corrupt: bool
-    sublayer: int | None
-    reference: bool
+    reference: "_Reference | None"
 
     @classmethod
     def of(cls, packet: av.Packet, codec: av.VideoCodecContext) -> "_Packet":
-        sublayer, reference = _sublayer(packet, codec)
+        keyframe, hevc = packet.is_keyframe, codec.name == "hevc"
         return cls(
             pts=packet.pts,
             dts=packet.dts,
             duration=packet.duration or 0,
-            keyframe=packet.is_keyframe,
-            entry=packet.is_keyframe and _is_intra(packet, codec),
-            independent=packet.is_keyframe and _is_clean_start(packet, codec),
+            keyframe=keyframe,
+            entry=keyframe and _is_intra(packet, codec),
+            independent=keyframe and _is_clean_start(packet, codec),
             shown=not packet.is_discard,
             corrupt=packet.is_corrupt,
-            sublayer=sublayer,
-            reference=reference,
+            reference=_reference(packet, codec) if hevc else None,
         )
 
 
@@ -310,7 +339,8 @@ def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> F
 
 def _count_frames(path: str) -> FrameIndex:
     """The index of a stream whose packets do not tell its frames apart, from decoding all of it."""
-    container, stream = open_video(path)
+    opened = open_video(path)
+    container, stream = opened.container, opened.stream
     frames: list[tuple[int | None, bool, bool]] = []
     clock: list[int] = []
     with container:
@@ -379,17 +409,20 @@ def _slice_type(header: bytes) -> int:
     return number
 
 
-def _sublayer(packet: av.Packet, codec: av.VideoCodecContext) -> tuple[int | None, bool]:
-    """In HEVC the temporal sub-layer of a picture, and whether pictures of the same one may refer to it.
+class _Reference(NamedTuple):
+    """Who may refer to an HEVC picture."""
 
-    Read from the NAL unit header (ITU-T H.265, 7.3.1.2 and table 7-1); (None, True) in other codecs.
-    """
-    if codec.codec.canonical_name == "hevc":
-        for first, second, *_ in _unit_headers(packet, codec):
-            unit_type, layer = first >> 1 & 0x3F, (first & 1) << 5 | second >> 3
-            if unit_type < _FIRST_NON_PICTURE and layer == 0:
-                return (second & 7) - 1, unit_type >= _FIRST_RANDOM_ACCESS or unit_type % 2 == 1
-    return None, True
+    sublayer: int
+    within_sublayer: bool
+
+
+def _reference(packet: av.Packet, codec: av.VideoCodecContext) -> _Reference | None:
+    """What the NAL unit header of an HEVC picture says (ITU-T H.265, 7.3.1.2 and table 7-1); None without a picture."""
+    for first, second, *_ in _unit_headers(packet, codec):
+        unit_type, layer = first >> 1 & 0x3F, (first & 1) << 5 | second >> 3
+        if unit_type < _FIRST_NON_PICTURE and layer == 0:
+            return _Reference((second & 7) - 1, unit_type >= _FIRST_RANDOM_ACCESS or unit_type % 2 == 1)
+    return None
 
 
 def _tells_references(packets: list[_Packet], codec: str) -> bool:
@@ -401,9 +434,9 @@ def _tells_references(packets: list[_Packet], codec: str) -> bool:
     """
     if codec != "hevc":
         return codec == "h264"
-    sublayers = [packet.sublayer for packet in packets if packet.sublayer is not None]
-    lowest = [packet.sublayer for packet in packets if packet.sublayer is not None and not packet.reference]
-    return len(sublayers) == len(packets) and (not lowest or min(lowest) == max(sublayers))
+    known = [packet.reference for packet in packets if packet.reference is not None]
+    highest = max((each.sublayer for each in known), default=0)
+    return len(known) == len(packets) and all(each.within_sublayer or each.sublayer == highest for each in known)
 
 
 def _length_bytes(codec: av.VideoCodecContext) -> int:

@@ -22,7 +22,7 @@ import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from pipeline.video.container import FrameIndex, Orientation, VideoInfo, decode_packet, demux, open_video
+from pipeline.video.container import FrameIndex, OpenVideo, Orientation, VideoInfo, decode_packet, demux, open_video
 
 _BICUBIC = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -46,25 +46,28 @@ class Resizer:
     def __init__(self, orientation: Orientation, wanted: Mapping[Shape, np.ndarray]) -> None:
         """
         Args:
-            wanted: the frames that are wanted at each (height, width), by any number that tells them apart.
+            wanted: the frames that are wanted at each (height, width), by any numbers that tell them apart.
         """
         self.orientation = orientation
-        self.shapes: dict[int, list[Shape]] = {}
-        for shape, frames in wanted.items():
-            for number in frames.tolist():
-                self.shapes.setdefault(number, []).append(shape)
         self.to_rgb = VideoReformatter()
         self.to_shape = {shape: VideoReformatter() for shape in wanted}
+        # One block for all frames of a size, so that a clip need not be copied to have its frames side by side.
+        self.blocks = {shape: np.empty((len(frames), *shape, 3), np.uint8) for shape, frames in wanted.items()}
+        self.places = {
+            shape: {number: place for place, number in enumerate(frames.tolist())} for shape, frames in wanted.items()
+        }
 
     def __call__(self, number: int, frame: av.VideoFrame) -> dict[Shape, np.ndarray]:
         rgb = self.to_rgb.reformat(frame, format="rgb24")
-        return {shape: self._resize(rgb, shape) for shape in self.shapes[number]}
+        return {
+            shape: self._resize(rgb, shape, places[number]) for shape, places in self.places.items() if number in places
+        }
 
-    def _resize(self, rgb: av.VideoFrame, shape: Shape) -> np.ndarray:
+    def _resize(self, rgb: av.VideoFrame, shape: Shape, place: int) -> np.ndarray:
         height, width = self.orientation.size(*shape)
         scaled = self.to_shape[shape].reformat(rgb, width, height, interpolation=_BICUBIC)
-        # A copy: the array that PyAV hands out keeps all frames behind it alive.
-        return np.array(self.orientation.apply(scaled.to_ndarray()), order="C")
+        self.blocks[shape][place] = self.orientation.apply(scaled.to_ndarray())
+        return self.blocks[shape][place]
 
 
 def read_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> Pictures:
@@ -73,7 +76,7 @@ def read_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int
 
 
 def read_sizes_with_pyav(
-    info: VideoInfo, wanted: Mapping[Shape, np.ndarray], threads: int = 1
+    info: VideoInfo, wanted: Mapping[Shape, np.ndarray], threads: int = 1, opened: OpenVideo | None = None
 ) -> dict[Shape, Pictures]:
     """The whole pictures among the wanted frames, each decoded from the nearest keyframe before it.
 
@@ -85,6 +88,7 @@ def read_sizes_with_pyav(
         wanted: the frames (ascending indices) that are wanted at each (height, width).
         threads: so many groups of pictures are decoded side by side, each by a decoder of its own with one thread; the
             pictures do not depend on it.
+        opened: the file where it is open already; it is closed on return.
     """
     shown = np.flatnonzero(info.index.shown)
     rows = {shape: shown[indices] for shape, indices in wanted.items()}
@@ -94,9 +98,9 @@ def read_sizes_with_pyav(
         bounds = np.linspace(0, len(groups), workers + 1).astype(int)
         shares = [groups[first:last] for first, last in pairwise(bounds.tolist())]
         with ThreadPoolExecutor(workers) as pool:
-            parts = list(pool.map(partial(_read_groups, info, rows), shares))
+            parts = list(pool.map(partial(_read_groups, info, rows), shares, [opened] + [None] * (workers - 1)))
     else:
-        parts = [_read_groups(info, rows, groups)]
+        parts = [_read_groups(info, rows, groups, opened)]
     pictures = {row: by_shape for part in parts for row, by_shape in part.items()}
     return {
         shape: {
@@ -125,12 +129,15 @@ def _by_keyframe(index: FrameIndex, rows: np.ndarray) -> Iterator[tuple[int, np.
 
 
 def _read_groups(
-    info: VideoInfo, wanted: Mapping[Shape, np.ndarray], groups: list[tuple[int, np.ndarray]]
+    info: VideoInfo,
+    wanted: Mapping[Shape, np.ndarray],
+    groups: list[tuple[int, np.ndarray]],
+    opened: OpenVideo | None,
 ) -> dict[int, dict[Shape, np.ndarray]]:
     """The whole pictures of some groups, by row of the index and size."""
     resize = Resizer(info.orientation, wanted)
     pictures: dict[int, dict[Shape, np.ndarray]] = {}
-    with _Source(info) as source:
+    with _Source(info, opened) as source:
         for start, rows in groups:
             pictures |= _read_group(source, rows, start, resize)
     return pictures
@@ -176,16 +183,16 @@ def _read_run(
 class _Source:
     """A file opened for decoding from one keyframe after the other."""
 
-    def __init__(self, info: VideoInfo) -> None:
+    def __init__(self, info: VideoInfo, opened: OpenVideo | None) -> None:
         self.info = info
-        self.container, self.stream = open_video(info.path)
-        self.at_start = True
+        self.at_start = opened is None
+        self.video = opened or open_video(info.path)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.container.close()
+        self.video.container.close()
 
     def frames(self, start: int, places: set[int], bad: set[int], *, skip: bool) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from keyframe `start` up to the last of some packets.
@@ -198,12 +205,15 @@ class _Source:
         Yields:
             Frames with their row in the index.
         """
-        index, codec, last = self.info.index, self.stream.codec_context, max(places)
+        index, last = self.info.index, max(places)
         if index.counted:
             yield from self._counted_frames(last, bad)
             return
+        if last == 0 and self.video.first is not None and self.video.first.key_frame:
+            yield from self._with_rows([self.video.first])
+            return
         for place, packet in self._packets_from(start):
-            codec.skip_frame = "NONREF" if skip and place not in places else "DEFAULT"
+            self.video.stream.codec_context.skip_frame = "NONREF" if skip and place not in places else "DEFAULT"
             frames = decode_packet(packet)
             if frames is None and place is not None:
                 bad.add(place)
@@ -213,7 +223,7 @@ class _Source:
         # What the decoder still holds back comes out at the end of a stream, so it is told that this is one: a frame is
         # known to be whole only when everything decoded before it has come out, which may be shown later.
         end = av.Packet()
-        end.stream = self.stream
+        end.stream = self.video.stream
         yield from self._with_rows(decode_packet(end) or ())
 
     def _with_rows(self, frames: Iterable[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -226,7 +236,7 @@ class _Source:
         """Frames 0 to `last` of a stream whose packets do not tell its frames apart."""
         self._rewind()
         count = 0
-        for packet in demux(self.container, self.stream):
+        for packet in demux(self.video.container, self.video.stream):
             frames = decode_packet(packet)
             if frames is None:
                 bad.add(min(count, len(self.info.index.order) - 1))
@@ -238,15 +248,15 @@ class _Source:
 
     def _packets_from(self, start: int) -> Iterator[tuple[int | None, av.Packet]]:
         """Packets from keyframe `start` on with their places in decoding order; from the very first one for 0."""
-        if start == 0:
+        first, *times = self.info.index.keyframes[start].tolist() if len(self.info.index.keyframes) else (-1,)
+        if start == 0 and (self.at_start or first != 0):
             self._rewind()
             yield from self._packets()
             return
-        first, *times = self.info.index.keyframes[start].tolist()
         # Most demuxers seek by presentation time, and land one keyframe early when given the (earlier) decoding time.
         for time in reversed(times) if self.info.container == "mpegts" else times:
             try:
-                self.container.seek(time, stream=self.stream)
+                self.video.container.seek(time, stream=self.video.stream)
             except av.FFmpegError:
                 continue
             self.at_start = False
@@ -263,14 +273,14 @@ class _Source:
     def _packets(self) -> Iterator[tuple[int | None, av.Packet]]:
         """The packets from where the file is, with their places in decoding order where they are known."""
         self.at_start = False
-        for packet in demux(self.container, self.stream):
+        for packet in demux(self.video.container, self.video.stream):
             row = _row_at(self.info.index, packet.pts)
             yield None if row is None else int(self.info.index.order[row]), packet
 
     def _rewind(self) -> None:
         if not self.at_start:
-            self.container.close()
-            self.container, self.stream = open_video(self.info.path)
+            self.video.container.close()
+            self.video = open_video(self.info.path)
             self.at_start = True
 
 
@@ -334,7 +344,7 @@ def _read_batch(reader: Any, info: VideoInfo, wanted: Mapping[Shape, np.ndarray]
         raise DecordError(f"decord counts {len(reader)} frames where the container holds {info.num_frames}")
     resize = Resizer(Orientation(), wanted)  # decord turns pictures upright by itself
     pictures: dict[Shape, Pictures] = {shape: {} for shape in wanted}
-    for index in sorted(resize.shapes):
+    for index in np.unique(np.concatenate(list(wanted.values()))).tolist():
         frame = av.VideoFrame.from_ndarray(reader.get_batch([index]).asnumpy()[0], "rgb24")
         for shape, picture in resize(index, frame).items():
             pictures[shape][index] = picture
