@@ -83,8 +83,14 @@ class FrameConfig:
     """At most this many frames when sampling by --fps."""
     min_frames: int = 1
     """A damaged video is still answered when at least this many frames can be read."""
+    sampling: Literal["uniform", "keyframes"] = "uniform"
+    """keyframes: the keyframe nearest to each of these, far cheaper to decode; uniform where keyframes are too few."""
     decoder: Literal["auto", "decord", "pyav"] = "auto"
-    """auto: decord for the containers it reads exactly, PyAV for the others."""
+    """auto: decord for the containers it reads exactly, PyAV for the others and for keyframes."""
+    decode_threads: int = 1
+    """Groups of pictures of a clip that PyAV decodes side by side; the frames do not depend on it."""
+    decode_memory: float = 8.0
+    """GiB that the frames of a clip may take; a clip that asks for more is refused before it is decoded."""
     decode_timeout: float = 120.0
     """Seconds a decode may take before its process is killed."""
     resize: Literal["decoder", "processor"] = "decoder"
@@ -103,6 +109,8 @@ class FrameConfig:
             cap is None or self.min_frames <= cap, "min_frames", self.min_frames, f"at most the {cap} frames taken"
         )
         _require(self.fps is None or 0 < self.fps <= 1000, "fps", self.fps, "in (0, 1000]")
+        _require(self.decode_threads > 0, "decode_threads", self.decode_threads, "a positive number of threads")
+        _require(self.decode_memory > 0, "decode_memory", self.decode_memory, "a positive number of GiB")
         _require(self.decode_timeout > 0, "decode_timeout", self.decode_timeout, "a positive number of seconds")
 
     @property

@@ -1,5 +1,6 @@
 """A clip's frames as the settings ask for them; runs in the decoding processes, which load no torch."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.config import FrameConfig
 from pipeline.errors import RowError
 from pipeline.manifest import Clip
-from pipeline.video import DecodedVideo, Size, VideoError, decode_each
+from pipeline.video import DecodedVideo, Size, VideoError, decode_windows
 from pipeline.video.sampling import Sampling
 
 
@@ -19,12 +20,18 @@ class TimedVideo:
     seconds: float
 
 
-def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None) -> TimedVideo:
+def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None, *, again: bool = False) -> TimedVideo:
     """The frames of a clip that the settings ask for.
+
+    Args:
+        again: the process that tried before was lost. decord can abort its process on files that PyAV reads, so that
+            PyAV decodes now, unless the settings insist on decord.
 
     Raises:
         RowError: `video_...`, the video can't be used.
     """
+    if again and frames.decoder == "auto":
+        frames = dataclasses.replace(frames, decoder="pyav")
     (video,) = decode_samplings(clip, [frames], size)
     return video
 
@@ -35,6 +42,36 @@ def decode_samplings(clip: Clip, settings: Sequence[FrameConfig], size: Size | N
     Raises:
         RowError: `video_...`, the video can't be used as one of them asks.
     """
+    videos, seconds = _decode(clip.path, [(clip, frames) for frames in settings], size)
+    for video in videos:
+        if isinstance(video, VideoError):
+            raise _row_error(video) from video
+    return [TimedVideo(video, seconds) for video in videos if isinstance(video, DecodedVideo)]
+
+
+def decode_clips(clips: Sequence[Clip], frames: FrameConfig, size: Size | None) -> list[TimedVideo | RowError]:
+    """The frames of several clips of one file, or the error of each that has none, from one pass over the file.
+
+    Clips of the same span share their frames. The seconds of the pass are shared out evenly.
+    """
+    try:
+        videos, seconds = _decode(clips[0].path, [(clip, frames) for clip in clips], size)
+    except RowError as error:
+        return [error] * len(clips)
+    return [
+        _row_error(video) if isinstance(video, VideoError) else TimedVideo(video, seconds / len(clips))
+        for video in videos
+    ]
+
+
+def _decode(
+    path: str, requests: Sequence[tuple[Clip, FrameConfig]], size: Size | None
+) -> tuple[list[DecodedVideo | VideoError], float]:
+    """Each span as its settings ask for it, and the seconds of the pass.
+
+    Raises:
+        RowError: the file can't be used at all.
+    """
     began = time.perf_counter()
     samplings = [
         Sampling(
@@ -44,12 +81,18 @@ def decode_samplings(clip: Clip, settings: Sequence[FrameConfig], size: Size | N
             min_frames=frames.min_frames,
             start=clip.start,
             end=clip.end,
+            mode=frames.sampling,
         )
-        for frames in settings
+        for clip, frames in requests
     ]
+    _, settings = requests[0]
+    most_bytes = int(settings.decode_memory * 2**30)
     try:
-        videos = decode_each(clip.path, samplings, size, settings[0].decoder)
+        videos = decode_windows(path, samplings, size, settings.decoder, settings.decode_threads, most_bytes)
     except VideoError as error:
-        raise RowError(f"video_{error.kind}", error.message) from error
-    seconds = time.perf_counter() - began
-    return [TimedVideo(video, seconds) for video in videos]
+        raise _row_error(error) from error
+    return videos, time.perf_counter() - began
+
+
+def _row_error(error: VideoError) -> RowError:
+    return RowError(f"video_{error.kind}", error.message)

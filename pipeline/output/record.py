@@ -24,7 +24,7 @@ MISSED_BEATS = 6
 
 _NO_INFLUENCE = {
     "model": ("device",),
-    "frames": ("decode_timeout",),
+    "frames": ("decode_timeout", "decode_threads", "decode_memory"),
     "sweep": ("kind", "cost_clips", "cost_rounds", "gallery_clips", "gallery_ratio"),
 }
 """Settings that say where, for how long, or what is made of the answers; not what is answered."""

@@ -5,7 +5,7 @@ frames of one file.
 """
 
 from pipeline.video.container import VideoError, VideoInfo, probe
-from pipeline.video.decode import DecodedVideo, Size, decode, decode_each
+from pipeline.video.decode import DecodedVideo, Size, decode, decode_each, decode_windows
 from pipeline.video.sampling import Sampling, sample_indices
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "VideoInfo",
     "decode",
     "decode_each",
+    "decode_windows",
     "probe",
     "sample_indices",
 ]

@@ -37,9 +37,11 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         start=options.start,
         end=options.end,
         min_frames=options.min_frames,
+        mode=options.sampling,
     )
     sheet = options.out is not None and options.out.suffix == ".png"
-    decoded = decode(options.file, sampling, options.size or (thumbnail_size if sheet else None), options.decoder)
+    size = options.size or (thumbnail_size if sheet else None)
+    decoded = decode(options.file, sampling, size, options.decoder, options.threads)
     if options.out is not None:
         _write(decoded, options.out)
     return {
@@ -49,6 +51,7 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         "fps": decoded.fps,
         "duration": decoded.duration,
         "decoder": decoded.decoder,
+        "sampling": decoded.sampling,
         "size": list(decoded.frames.shape[1:3]),
         "requested_frames": decoded.requested_frames,
         "indices": decoded.indices.tolist(),
@@ -73,6 +76,12 @@ def _output(text: str) -> Path:
     return path
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
+    return int(text)
+
+
 def _size(text: str) -> tuple[int, int]:
     """Reads `HEIGHTxWIDTH`, or one number for a square."""
     numbers = text.lower().split("x")
@@ -88,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fps", type=float, metavar="F", help="F frames per second of the video, instead of N frames")
     parser.add_argument("--max-frames", type=int, metavar="N", help="never more than N frames, thinned evenly")
     parser.add_argument("--min-frames", type=int, metavar="N", default=1, help="fail below N whole frames (default: 1)")
+    parser.add_argument(
+        "--sampling",
+        choices=("uniform", "keyframes"),
+        default="uniform",
+        help="keyframes: the keyframe nearest to each of these frames, far cheaper to decode (default: uniform)",
+    )
     parser.add_argument("--start", type=float, metavar="S", help="first second of the span, on the file's own clock")
     parser.add_argument("--end", type=float, metavar="S", help="last second of the span")
     parser.add_argument(
@@ -97,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         help="size of the frames (default: the video's own; on a sheet 320 at most)",
     )
     parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto", help="(default: auto)")
+    parser.add_argument(
+        "--threads", type=_count, metavar="N", default=1, help="groups of pictures that PyAV decodes side by side"
+    )
     parser.add_argument(
         "--out", type=_output, metavar="FILE", help="X.npz: frames, indices, timestamps; X.png: a sheet"
     )

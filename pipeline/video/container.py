@@ -28,15 +28,20 @@ _TIMED_CONTAINERS = {_MP4, _MATROSKA, "mpegts", "flv", "gif"}
 # Codecs whose packets hold exactly one shown frame each. Other codecs hide frames (VP8) or pack several together.
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores"}
 _PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
-_IDR_SLICE = 5  # H.264 NAL unit type
-_AVCC_VERSION = 1  # first byte of H.264 extradata in MP4 and Matroska; elsewhere it begins with a start code
+_SLICES, _IDR_SLICE = (1, 2, 5), 5  # H.264 NAL unit types
+_INTRA_SLICE_TYPES = (2, 4)  # I and SI, modulo 5
+_FIRST_RANDOM_ACCESS, _FIRST_NON_PICTURE = 16, 32  # HEVC NAL unit types; odd ones below them are reference pictures
+_AVCC_VERSION = 1  # first byte of extradata in MP4 and Matroska; elsewhere it begins with a start code
+_START_CODE = b"\0\0\1"
+_ESCAPED_ZEROS = b"\0\0\3"
+_HEADER_BYTES = 9  # of a NAL unit: enough for the first two numbers of a slice header
 
 
 class VideoError(ValueError):
     """A video that cannot be used.
 
-    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, span_outside and
-    extreme_shape.
+    `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, too_many_frames,
+    span_outside and extreme_shape.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -74,10 +79,12 @@ class FrameIndex:
         pts: (P,) presentation times in units of `time_base`.
         order: (P,) the packet's place in decoding order.
         shown: (P,) False for packets outside the edit list, which are decoded but never presented.
-        keyframes: (K, 3) decoding place, presentation time and decoding time of each keyframe, in decoding order.
+        keyframes: (K, 3) decoding place, presentation time and decoding time of each keyframe at which decoding can
+            begin, in decoding order.
         corrupt: decoding places of packets that the container itself marks as damaged.
         time_base: seconds per unit.
         last_duration: how long the last frame is shown, in units of `time_base`.
+        skippable: the stream tells which of its frames no other refers to, so that a decoder may skip them.
         counted: the packets do not tell the frames apart, so frames were counted by decoding them; `order` then counts
             decoded frames, and nothing can be sought.
     """
@@ -90,6 +97,7 @@ class FrameIndex:
     time_base: Fraction
     last_duration: int
     counted: bool
+    skippable: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +125,13 @@ class VideoInfo:
     def timestamps(self) -> np.ndarray:
         """(N,) presentation times in seconds, on the file's own clock (MPEG-TS files rarely start at 0)."""
         return self.index.pts[self.index.shown] * float(self.index.time_base)
+
+    @cached_property
+    def keyframes(self) -> np.ndarray:
+        """(K,) indices of the frames that can be decoded without any other, ascending."""
+        index = self.index
+        rows = np.searchsorted(index.pts, np.sort(index.keyframes[:, 1]))
+        return (np.cumsum(index.shown) - 1)[rows[index.shown[rows]]]
 
     @property
     def num_frames(self) -> int:
@@ -147,42 +162,66 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         VideoError: missing, not_a_file, empty, unreadable or no_video_stream; the message names the path.
     """
     path = os.fspath(path)
-    container, stream = open_video(path)
-    with container:
-        first: av.VideoFrame | None = None
-        packets: list[_Packet] = []
-        for packet in demux(container, stream):
-            if first is None:
-                first = next(iter(decode_packet(packet) or ()), None)
-            if packet.size > 0:
-                packets.append(_Packet.of(packet, stream.codec_context))
+    opened = open_video(path)
+    with opened.container:
+        return examine(path, opened)
+
+
+def examine(path: str, opened: "OpenVideo") -> VideoInfo:
+    """As `probe`, on a file that has just been opened and stays open; its packets have been read to the end.
+
+    Raises:
+        VideoError: unreadable.
+    """
+    container, stream = opened.container, opened.stream
+    first: av.VideoFrame | None = None
+    packets: list[_Packet] = []
+    for packet in demux(container, stream):
         if first is None:
-            raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
-        orientation = _orientation(first)
-        height, width = orientation.size(first.height, first.width)
-        name = stream.codec_context.codec.canonical_name
-        told_apart = (
-            container.format.name in _TIMED_CONTAINERS
-            and name in _ONE_FRAME_PER_PACKET
-            and stream.codec_context.field_order in _PROGRESSIVE
-            and _timed(packets)
-        )
-        index = _index_packets(packets, stream.time_base) if told_apart else _count_frames(path)
-        common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
-        return VideoInfo(
-            path=path,
-            container=container.format.name,
-            codec=name,
-            height=height,
-            width=width,
-            orientation=orientation,
-            index=index,
-            declared_frames=stream.frames,
-            decord_exact=common and orientation == Orientation() and _independent_groups(packets, index),
-        )
+            first = next(iter(decode_packet(packet) or ()), None)
+        if packet.size > 0:
+            packets.append(_Packet.of(packet, stream.codec_context))
+    if first is None:
+        raise VideoError("unreadable", f"{path}: none of its {len(packets)} video packets can be decoded")
+    opened.first = first
+    orientation = _orientation(first)
+    height, width = orientation.size(first.height, first.width)
+    name = stream.codec_context.codec.canonical_name
+    told_apart = (
+        container.format.name in _TIMED_CONTAINERS
+        and name in _ONE_FRAME_PER_PACKET
+        and stream.codec_context.field_order in _PROGRESSIVE
+        and _timed(packets)
+    )
+    index = _index_packets(packets, stream.time_base, name) if told_apart else _count_frames(path)
+    common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
+    return VideoInfo(
+        path=path,
+        container=container.format.name,
+        codec=name,
+        height=height,
+        width=width,
+        orientation=orientation,
+        index=index,
+        declared_frames=stream.frames,
+        decord_exact=common and orientation == Orientation() and _independent_groups(packets, index),
+    )
 
 
-def open_video(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
+@dataclass
+class OpenVideo:
+    """A file opened for decoding its main video stream.
+
+    Attributes:
+        first: the first frame that comes out of the decoder, kept when the file is examined.
+    """
+
+    container: av.container.InputContainer
+    stream: av.VideoStream
+    first: av.VideoFrame | None = None
+
+
+def open_video(path: str) -> OpenVideo:
     """Open a file's main video stream for single-threaded decoding.
 
     Raises:
@@ -210,7 +249,7 @@ def open_video(path: str) -> tuple[av.container.InputContainer, av.VideoStream]:
         container.close()
         raise VideoError("unreadable", f"{path}: no decoder for its video codec; re-encode it, for instance to H.264")
     stream.codec_context.thread_count = 1
-    return container, stream
+    return OpenVideo(container, stream)
 
 
 def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
@@ -251,20 +290,25 @@ class _Packet(NamedTuple):
     dts: int | None
     duration: int
     keyframe: bool
+    entry: bool
     independent: bool
     shown: bool
     corrupt: bool
+    reference: "_Reference | None"
 
     @classmethod
     def of(cls, packet: av.Packet, codec: av.VideoCodecContext) -> "_Packet":
+        keyframe, hevc = packet.is_keyframe, codec.name == "hevc"
         return cls(
             pts=packet.pts,
             dts=packet.dts,
             duration=packet.duration or 0,
-            keyframe=packet.is_keyframe,
-            independent=packet.is_keyframe and _is_clean_start(packet, codec),
+            keyframe=keyframe,
+            entry=keyframe and _is_intra(packet, codec),
+            independent=keyframe and _is_clean_start(packet, codec),
             shown=not packet.is_discard,
             corrupt=packet.is_corrupt,
+            reference=_reference(packet, codec) if hevc else None,
         )
 
 
@@ -275,11 +319,11 @@ def _timed(packets: list[_Packet]) -> bool:
     return len(times) == len(packets) and _ascending(keyframes)
 
 
-def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
+def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> FrameIndex:
     pts = np.array([packet.pts for packet in packets], dtype=np.int64)
     order = np.argsort(pts)
     pts = pts[order]
-    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.keyframe]
+    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.entry]
     return FrameIndex(
         pts=pts,
         order=order,
@@ -289,12 +333,14 @@ def _index_packets(packets: list[_Packet], time_base: Fraction) -> FrameIndex:
         time_base=time_base,
         last_duration=packets[order[-1]].duration or _usual_step(pts),
         counted=False,
+        skippable=_tells_references(packets, codec),
     )
 
 
 def _count_frames(path: str) -> FrameIndex:
     """The index of a stream whose packets do not tell its frames apart, from decoding all of it."""
-    container, stream = open_video(path)
+    opened = open_video(path)
+    container, stream = opened.container, opened.stream
     frames: list[tuple[int | None, bool, bool]] = []
     clock: list[int] = []
     with container:
@@ -337,16 +383,82 @@ def _is_clean_start(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
     """
     if codec.codec.canonical_name == "vp9":
         return True
-    extradata = codec.extradata
-    if codec.codec.canonical_name != "h264" or not extradata or extradata[0] != _AVCC_VERSION:
+    if codec.codec.canonical_name != "h264" or not _length_bytes(codec):
         return False
-    prefix = (extradata[4] & 3) + 1
-    data, at = bytes(packet), 0
-    while at + prefix < len(data):
-        if data[at + prefix] & 0x1F == _IDR_SLICE:
-            return True
-        at += prefix + int.from_bytes(data[at : at + prefix], "big")
-    return False
+    return any(header[0] & 0x1F == _IDR_SLICE for header in _unit_headers(packet, codec))
+
+
+def _is_intra(packet: av.Packet, codec: av.VideoCodecContext) -> bool:
+    """Decoding can begin at this keyframe.
+
+    H.264 streams with periodic intra refresh mark as keyframes what only begins a gradual recovery. What a decoder
+    gives after that may still differ a little from the real pictures, so those with a predicted slice don't count.
+    """
+    if codec.codec.canonical_name != "h264":
+        return True
+    slices = [unit for unit in _unit_headers(packet, codec) if unit[0] & 0x1F in _SLICES]
+    return all(_slice_type(unit[1:]) % 5 in _INTRA_SLICE_TYPES for unit in slices)
+
+
+def _slice_type(header: bytes) -> int:
+    """The second number of an H.264 slice header (ITU-T H.264, 7.3.3); both are Exp-Golomb codes (9.1)."""
+    bits = "".join(f"{byte:08b}" for byte in header.replace(_ESCAPED_ZEROS, b"\0\0"))
+    for _ in ("first_mb_in_slice", "slice_type"):
+        zeros = len(bits) - len(bits.lstrip("0"))
+        number, bits = int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1, bits[2 * zeros + 1 :]
+    return number
+
+
+class _Reference(NamedTuple):
+    """Who may refer to an HEVC picture."""
+
+    sublayer: int
+    within_sublayer: bool
+
+
+def _reference(packet: av.Packet, codec: av.VideoCodecContext) -> _Reference | None:
+    """What the NAL unit header of an HEVC picture says (ITU-T H.265, 7.3.1.2 and table 7-1); None without a picture."""
+    for first, second, *_ in _unit_headers(packet, codec):
+        unit_type, layer = first >> 1 & 0x3F, (first & 1) << 5 | second >> 3
+        if unit_type < _FIRST_NON_PICTURE and layer == 0:
+            return _Reference((second & 7) - 1, unit_type >= _FIRST_RANDOM_ACCESS or unit_type % 2 == 1)
+    return None
+
+
+def _tells_references(packets: list[_Packet], codec: str) -> bool:
+    """Whether FFmpeg's decoder knows by itself which frames no other refers to, when told to skip those.
+
+    In H.264 `nal_ref_idc` says so for every frame. In HEVC a sub-layer non-reference picture may still be referred to
+    from higher temporal sub-layers, so there must be none. The other codecs' marks are not enough: in VP9 such a frame
+    may still change the probabilities that the next one is decoded with.
+    """
+    if codec != "hevc":
+        return codec == "h264"
+    known = [packet.reference for packet in packets if packet.reference is not None]
+    highest = max((each.sublayer for each in known), default=0)
+    return len(known) == len(packets) and all(each.within_sublayer or each.sublayer == highest for each in known)
+
+
+def _length_bytes(codec: av.VideoCodecContext) -> int:
+    """Bytes of the length before each NAL unit in H.264 and HEVC; 0 where start codes stand instead."""
+    extradata = codec.extradata
+    if not extradata or extradata[0] != _AVCC_VERSION:
+        return 0
+    at = 4 if codec.codec.canonical_name == "h264" else 21  # ISO/IEC 14496-15, 5.3.3.1.2 and 8.3.3.1.2
+    return (extradata[at] & 3) + 1 if len(extradata) > at else 0
+
+
+def _unit_headers(packet: av.Packet, codec: av.VideoCodecContext) -> Iterator[bytes]:
+    """The beginning of each NAL unit of a packet, at least two bytes."""
+    data, prefix = bytes(packet), _length_bytes(codec)
+    skip = prefix or len(_START_CODE)
+    at = 0 if prefix else data.find(_START_CODE)
+    while at >= 0:
+        header = data[at + skip : at + skip + _HEADER_BYTES]
+        if len(header) < 2:
+            return
+        yield header
+        at = at + prefix + int.from_bytes(data[at : at + prefix], "big") if prefix else data.find(_START_CODE, at + 3)
 
 
 def _independent_groups(packets: list[_Packet], index: FrameIndex) -> bool:

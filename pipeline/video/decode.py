@@ -1,15 +1,15 @@
 """The sampled frames of a file, decoded and resized, or the error that says why there are none."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipeline.video.container import VideoError, VideoInfo, probe
-from pipeline.video.decoders import DecordError, Pictures, read_with_decord, read_with_pyav
-from pipeline.video.sampling import Sampling, sample_indices
+from pipeline.video.container import OpenVideo, VideoError, VideoInfo, examine, open_video
+from pipeline.video.decoders import DecordError, Pictures, read_sizes_with_decord, read_sizes_with_pyav
+from pipeline.video.sampling import Mode, Sampling, sample_indices
 from pipeline.video.size import ShapeError
 
 Decoder = Literal["auto", "decord", "pyav"]
@@ -32,6 +32,7 @@ class DecodedVideo:
         requested_frames: how many frames the sampling asked for, before caps and the video's own length.
         lost: sampled indices that could not be decoded whole and are left out.
         truncated: the file holds less than its header promises.
+        sampling: "keyframes" where keyframes were asked for and are many enough, else "uniform".
     """
 
     frames: np.ndarray
@@ -46,6 +47,7 @@ class DecodedVideo:
     requested_frames: int
     lost: tuple[int, ...]
     truncated: bool
+    sampling: Mode = "uniform"
 
     @property
     def times(self) -> list[float]:
@@ -59,7 +61,11 @@ class DecodedVideo:
 
 
 def decode(
-    path: str | os.PathLike[str], sampling: Sampling, size: Size | None = None, decoder: Decoder = "auto"
+    path: str | os.PathLike[str],
+    sampling: Sampling,
+    size: Size | None = None,
+    decoder: Decoder = "auto",
+    threads: int = 1,
 ) -> DecodedVideo:
     """Decode the sampled frames of a file.
 
@@ -69,12 +75,14 @@ def decode(
         size: (height, width) of the frames; or a function of the upright source's height, its width and the number of
             sampled frames that gives it; or None for the source's own size. Frames are resized (bicubic) one by one as
             they are decoded.
-        decoder: "auto" takes decord for files on which it is exact, and PyAV for the others and when decord fails.
+        decoder: "auto" takes decord for files on which it is exact, and PyAV for the others, for keyframes and when
+            decord fails.
+        threads: PyAV decodes so many groups of pictures side by side; the frames do not depend on it.
 
     Raises:
         VideoError: the file cannot be used, or fewer than `sampling.min_frames` of its frames are whole.
     """
-    (video,) = decode_each(path, [sampling], size, decoder)
+    (video,) = decode_each(path, [sampling], size, decoder, threads)
     return video
 
 
@@ -83,33 +91,97 @@ def decode_each(
     samplings: Sequence[Sampling],
     size: Size | None = None,
     decoder: Decoder = "auto",
+    threads: int = 1,
 ) -> list[DecodedVideo]:
-    """As `decode`, for several samplings of one file; frames of the same size are read once for all of them.
+    """As `decode`, for several samplings of one file, which is read once for all of them.
 
     Raises:
         VideoError: as `decode`, for any of the samplings.
     """
-    info = probe(path)
-    wanted = [(sampling, *sample_indices(info, sampling)) for sampling in samplings]
-    sizes = [_resolve(size, info, len(indices)) for _, indices, _ in wanted]
-    read = {}
-    for shape in set(sizes):
-        chosen = [indices for (_, indices, _), its_size in zip(wanted, sizes, strict=True) if its_size == shape]
-        read[shape] = _read(info, np.unique(np.concatenate(chosen)), *shape, decoder)
-    return [_sampled(info, *each, *read[shape]) for each, shape in zip(wanted, sizes, strict=True)]
+    videos: list[DecodedVideo] = []
+    for video in decode_windows(path, samplings, size, decoder, threads):
+        if isinstance(video, VideoError):
+            raise video
+        videos.append(video)
+    return videos
 
 
-def _sampled(
-    info: VideoInfo, sampling: Sampling, indices: np.ndarray, requested: int, pictures: Pictures, used: str
-) -> DecodedVideo:
+def decode_windows(
+    path: str | os.PathLike[str],
+    samplings: Sequence[Sampling],
+    size: Size | None = None,
+    decoder: Decoder = "auto",
+    threads: int = 1,
+    most_bytes: int | None = None,
+) -> list[DecodedVideo | VideoError]:
+    """As `decode_each`, but what is wrong with one sampling does not concern the others: its result is the error.
+
+    The file is opened and its packets are read once, and a frame that several samplings want is decoded once. Equal
+    samplings share one result.
+
+    Args:
+        most_bytes: a sampling whose frames would take more than this is refused before anything is decoded.
+
+    Raises:
+        VideoError: the file cannot be used at all.
+    """
+    path = os.fspath(path)
+    opened = open_video(path)
+    with opened.container:
+        info = examine(path, opened)
+        requests = {sampling: _request(info, sampling, size, most_bytes) for sampling in samplings}
+        valid = [request for request in requests.values() if not isinstance(request, VideoError)]
+        wanted = {
+            shape: np.unique(np.concatenate([request.indices for request in valid if request.shape == shape]))
+            for shape in {request.shape for request in valid}
+        }
+        # A keyframe costs PyAV one decoded frame, decord several.
+        prefer_decord = info.decord_exact and not all(request.at_keyframes for request in valid)
+        pictures, used = _read(info, wanted, decoder, prefer_decord, threads, opened) if valid else ({}, "")
+    results = {
+        sampling: request if isinstance(request, VideoError) else _collect(info, request, pictures[request.shape], used)
+        for sampling, request in requests.items()
+    }
+    return [results[sampling] for sampling in samplings]
+
+
+class _Request(NamedTuple):
+    """The frames that a sampling takes of one file."""
+
+    sampling: Sampling
+    indices: np.ndarray
+    requested: int
+    shape: tuple[int, int]
+    at_keyframes: bool
+
+
+def _request(info: VideoInfo, sampling: Sampling, size: Size | None, most_bytes: int | None) -> _Request | VideoError:
+    try:
+        indices, requested = sample_indices(info, sampling)
+        height, width = _resolve(size, info, len(indices))
+        needed = len(indices) * height * width * 3
+        if most_bytes is not None and needed > most_bytes:
+            raise VideoError(
+                "too_many_frames",
+                f"{info.path}: {len(indices):,} frames of {height}x{width} take {needed / 2**30:.1f} GiB, "
+                f"{most_bytes / 2**30:.1f} are allowed; take fewer frames or a shorter span",
+            )
+    except VideoError as error:
+        return error
+    at_keyframes = sampling.mode == "keyframes" and bool(np.isin(indices, info.keyframes).all())
+    return _Request(sampling, indices, requested, (height, width), at_keyframes)
+
+
+def _collect(info: VideoInfo, request: _Request, pictures: Pictures, used: str) -> DecodedVideo | VideoError:
+    indices, sampling = request.indices, request.sampling
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
-        raise VideoError(
+        return VideoError(
             "too_few_frames",
             f"{info.path}: {len(got)} of {len(indices)} sampled frames are whole, min_frames={sampling.min_frames}",
         )
     return DecodedVideo(
-        frames=np.stack([pictures[index] for index in got.tolist()]),
+        frames=_side_by_side([pictures[index] for index in got.tolist()]),
         indices=got,
         timestamps=info.timestamps[got],
         start_time=float(info.timestamps[0]),
@@ -118,10 +190,19 @@ def _sampled(
         duration=info.duration,
         codec=info.codec,
         decoder=used,
-        requested_frames=requested,
+        requested_frames=request.requested,
         lost=tuple(index for index in indices.tolist() if index not in pictures),
         truncated=info.truncated,
+        sampling="keyframes" if request.at_keyframes else "uniform",
     )
+
+
+def _side_by_side(pictures: list[np.ndarray]) -> np.ndarray:
+    """(T, H, W, 3): pictures of one size, without a copy when they fill the block that they were decoded into."""
+    block = pictures[0].base
+    if block is not None and len(block) == len(pictures) and all(picture.base is block for picture in pictures):
+        return block
+    return np.stack(pictures)
 
 
 def _resolve(size: Size | None, info: VideoInfo, num_frames: int) -> tuple[int, int]:
@@ -133,12 +214,19 @@ def _resolve(size: Size | None, info: VideoInfo, num_frames: int) -> tuple[int, 
         raise VideoError("extreme_shape", f"{info.path}: {error}") from error
 
 
-def _read(info: VideoInfo, indices: np.ndarray, height: int, width: int, decoder: Decoder) -> tuple[Pictures, str]:
-    """Pictures by frame index, and the decoder that made them."""
-    if decoder == "decord" or (decoder == "auto" and info.decord_exact):
+def _read(
+    info: VideoInfo,
+    wanted: Mapping[tuple[int, int], np.ndarray],
+    decoder: Decoder,
+    prefer_decord: bool,
+    threads: int,
+    opened: OpenVideo,
+) -> tuple[dict[tuple[int, int], Pictures], str]:
+    """Pictures by size and frame index, and the decoder that made them."""
+    if decoder == "decord" or (decoder == "auto" and prefer_decord):
         try:
-            return read_with_decord(info, indices, height, width), "decord"
+            return read_sizes_with_decord(info, wanted), "decord"
         except DecordError as error:
             if decoder == "decord":
                 raise VideoError("unreadable", f"{info.path}: {error}; decode it with pyav or auto") from error
-    return read_with_pyav(info, indices, height, width), "pyav"
+    return read_sizes_with_pyav(info, wanted, threads, opened), "pyav"

@@ -1,6 +1,7 @@
 """Which frames of a video to look at."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -8,6 +9,10 @@ from pipeline.video.container import VideoError, VideoInfo
 
 _CLOCK_TOLERANCE = 1e-6  # seconds; a time read from text is seldom the same float as pts * time_base
 _MAX_FPS = 1000
+MOST_REQUESTED = 10_000_000
+"""More frames than this are not asked for by `fps`."""
+
+Mode = Literal["uniform", "keyframes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +27,9 @@ class Sampling:
         start, end: the span in seconds on the file's own clock, both ends included; None is the video's own end. A span
             that falls between two frames takes the frame on screen at `start`.
         min_frames: fewer whole frames than this are an error.
+        mode: "keyframes" takes, instead of each frame so chosen, the keyframe of the span nearest to it in time, each
+            keyframe once. That is much cheaper to decode. Where it would leave less than half of the frames, or less
+            than `min_frames`, the sampling stays uniform.
 
     Raises:
         ValueError: settings that contradict each other or can select nothing.
@@ -33,6 +41,7 @@ class Sampling:
     start: float | None = None
     end: float | None = None
     min_frames: int = 1
+    mode: Mode = "uniform"
 
     def __post_init__(self) -> None:
         if (self.num_frames is None) == (self.fps is None):
@@ -59,18 +68,44 @@ def sample_indices(info: VideoInfo, sampling: Sampling) -> tuple[np.ndarray, int
         has fewer.
 
     Raises:
-        VideoError: span_outside when the span misses the video.
+        VideoError: span_outside when the span misses the video; too_many_frames when `fps` asks for more than
+            `MOST_REQUESTED`.
     """
     first, last = _span(info, sampling)
     if sampling.num_frames is not None:
-        wanted = min(sampling.num_frames, sampling.max_frames or sampling.num_frames)
-        return _spread(np.arange(first, last + 1), wanted), sampling.num_frames
-    assert sampling.fps is not None
-    times = info.timestamps[first : last + 1]
-    steps = int((times[-1] - times[0]) * sampling.fps + _CLOCK_TOLERANCE) + 1
-    ticks = times[0] + np.arange(steps) / sampling.fps
-    nearest = np.unique(first + _nearest(times, ticks))
-    return _spread(nearest, sampling.max_frames or len(nearest)), steps
+        indices, requested = np.arange(first, last + 1), sampling.num_frames
+    else:
+        assert sampling.fps is not None
+        times = info.timestamps[first : last + 1]
+        requested = int((times[-1] - times[0]) * sampling.fps + _CLOCK_TOLERANCE) + 1
+        if requested > MOST_REQUESTED:
+            raise VideoError(
+                "too_many_frames",
+                f"{info.path}: fps={sampling.fps:g} asks for {requested:,} frames of its {times[-1] - times[0]:g} s, "
+                f"more than {MOST_REQUESTED:,}; a time stamp may be damaged: ask for a number of frames instead",
+            )
+        indices = first + _at_rate(times, sampling.fps, requested)
+    indices = _spread(indices, min(requested, sampling.max_frames or requested))
+    if sampling.mode == "keyframes":
+        keyframes = info.keyframes[(info.keyframes >= first) & (info.keyframes <= last)]
+        indices = _at_keyframes(info.timestamps, indices, keyframes, sampling.min_frames)
+    return indices, requested
+
+
+def _at_rate(times: np.ndarray, fps: float, count: int) -> np.ndarray:
+    """The frames nearest to `count` ticks, one every 1/fps seconds from the first frame on."""
+    # A frame that is nearest to any tick is nearest to the one before it or after it, so the other ticks, of which a
+    # damaged time stamp can make very many, need not be made. One more on each side makes up for rounding.
+    ticks = np.floor((times - times[0]) * fps)[:, None] + np.arange(-1, 3)
+    return np.unique(_nearest(times, times[0] + np.unique(ticks.clip(0, count - 1)) / fps))
+
+
+def _at_keyframes(times: np.ndarray, indices: np.ndarray, keyframes: np.ndarray, least: int) -> np.ndarray:
+    """The keyframes nearest to some frames; these frames themselves where the keyframes are too few."""
+    if not len(keyframes):
+        return indices
+    nearest = keyframes[np.unique(_nearest(times[keyframes], times[indices]))]
+    return nearest if len(nearest) >= max(least, len(indices) / 2) else indices
 
 
 def _span(info: VideoInfo, sampling: Sampling) -> tuple[int, int]:

@@ -28,6 +28,7 @@ def make(settings: dict[str, Any], revision: str = "r1", columns: pa.Schema = NO
         {"frames": {"num_frames": 16}},
         {"frames": {"fps": 2.0}},
         {"frames": {"decoder": "pyav"}},
+        {"frames": {"sampling": "keyframes"}},
         {"prune": {"keep_ratio": 0.5}},
         {"prune": {"method_options": {"key_score": "large"}}},
         {"answer": {"prompt": "Say: {{ question }}"}},
@@ -42,7 +43,7 @@ def test_what_changes_answers_changes_the_fingerprint(settings: dict[str, Any]) 
     "settings",
     [
         {"frames": {"num_frames": 8}},
-        {"frames": {"decode_timeout": 5.0}},
+        {"frames": {"decode_timeout": 5.0, "decode_threads": 4, "decode_memory": 2.0}},
         {"model": {"device": "cpu"}},
         {"run": {"workers": 4, "shard_size": 7, "retry_errors": True, "output": "elsewhere"}},
         {"input": {"manifest": "elsewhere.jsonl", "limit": 3}},

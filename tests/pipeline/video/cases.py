@@ -15,6 +15,7 @@ FRAMES = 60
 ALL = Sampling(num_frames=1000)
 X264 = {"preset": "veryfast", "g": "20", "bf": "3"}
 OPEN = X264 | {"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+QUIET = "log-level=none:pools=none"
 X265 = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=20:bframes=4"}
 VP9 = {"codec": "libvpx-vp9", "options": {"g": "20", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}}
 IRREGULAR = np.cumsum(np.random.default_rng(0).integers(20, 200, FRAMES)).tolist()
@@ -44,8 +45,12 @@ MADE: dict[str, dict[str, Any]] = {
     "turned.mp4": {"options": X264, "quarter_turns": 1},
     "upside_down.mp4": {"options": X264, "quarter_turns": 2},
     "turned_back.mp4": {"options": X264, "quarter_turns": 3},
+    "pyramid.mkv": {"options": {"g": "48", "bf": "8", "x264-params": "b-pyramid=normal:b-adapt=0:scenecut=0"}},
+    "open_hevc.mkv": {"codec": "libx265", "options": {"x265-params": f"{QUIET}:open-gop=1:keyint=24:bframes=4"}},
+    "layers.mkv": {"codec": "libx265", "options": {"x265-params": f"{QUIET}:temporal-layers=2:keyint=24:bframes=3"}},
+    "av1.mkv": {"codec": "libsvtav1", "options": {"preset": "10", "crf": "12", "g": "24", "svtav1-params": "lp=1"}},
 }
-EXACT_IN_DECORD = set(list(MADE)[:8])
+EXACT_IN_DECORD = {*list(MADE)[:8], "pyramid.mkv"}
 
 Make = Callable[[str], Path]
 

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
-from pipeline.video import Sampling, VideoError, decode
+from pipeline.video import DecodedVideo, Sampling, VideoError, decode, decode_windows
 from pipeline.video.size import QwenFrameSize
 from tests.pipeline.video.cases import ALL, EXACT_IN_DECORD, FRAMES, MADE, X264, Make, numbers
 from tests.pipeline.videos import cut_without_decoding, write_video
@@ -96,3 +97,64 @@ def test_a_picture_too_narrow_for_the_model_is_named(tmp_path: Path) -> None:
 def test_decoding_processes_stay_light() -> None:
     code = "import sys, pipeline.video; print([name for name in ('torch', 'ray', 'decord') if name in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["closed.mp4", "open.mp4", "hevc.ts", "vp9.webm", "av1.mkv", "mpeg4.avi", "turned.mp4"]
+)
+def test_keyframes_have_their_own_pictures_and_times(make: Make, name: str) -> None:
+    every = decode(make(name), ALL)
+    decoded = decode(make(name), Sampling(num_frames=4, mode="keyframes"))
+    assert decoded.sampling == "keyframes" and decoded.requested_frames == 4
+    assert 2 <= len(decoded.indices) <= 4
+    assert numbers(decoded) == decoded.indices.tolist()
+    np.testing.assert_array_equal(decoded.timestamps, every.timestamps[decoded.indices])
+    np.testing.assert_array_equal(decoded.frames, every.frames[decoded.indices])
+
+
+def test_too_few_keyframes_leave_the_sampling_uniform(make: Make) -> None:
+    decoded = decode(make("closed.mp4"), Sampling(num_frames=8, mode="keyframes"))
+    assert decoded.sampling == "uniform" and decoded.decoder == "decord"
+    assert decoded.indices.tolist() == decode(make("closed.mp4"), Sampling(num_frames=8)).indices.tolist()
+
+
+@pytest.mark.parametrize("decoder", ["auto", "pyav"])
+def test_windows_of_a_file_are_as_if_each_were_decoded_alone(make: Make, decoder: str) -> None:
+    samplings = [
+        Sampling(num_frames=4),
+        Sampling(num_frames=5, start=0.4, end=1.2),
+        Sampling(num_frames=3, start=90.0),
+        Sampling(fps=5, start=1.0),
+        Sampling(num_frames=4),
+        Sampling(num_frames=2, mode="keyframes"),
+        Sampling(num_frames=20, min_frames=20, start=0.0, end=0.1),
+    ]
+
+    def size(height: int, width: int, num_frames: int) -> tuple[int, int]:
+        return height // (1 + num_frames % 2), width
+
+    videos = decode_windows(make("closed.mp4"), samplings, size, decoder)  # type: ignore[arg-type]
+    assert [video.kind for video in videos if isinstance(video, VideoError)] == ["span_outside", "too_few_frames"]
+    for sampling, video in zip(samplings, videos, strict=True):
+        if isinstance(video, DecodedVideo):
+            alone = decode(make("closed.mp4"), sampling, size, decoder)  # type: ignore[arg-type]
+            np.testing.assert_array_equal(video.frames, alone.frames)
+            np.testing.assert_array_equal(video.timestamps, alone.timestamps)
+    assert videos[0] is videos[4]  # equal samplings share their frames
+
+
+def test_one_file_is_opened_once_for_all_its_windows(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    open_file = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **settings: opened.append(args[0]) or open_file(*args, **settings))
+    samplings = [Sampling(num_frames=2, start=start / 10, end=2.0) for start in range(10)]
+    decode_windows(make("open.mp4"), samplings, size=lambda height, width, _: (height // 2, width // 2))
+    assert len(opened) == 1
+
+
+def test_frames_that_would_take_too_much_memory_are_refused_unread(make: Make) -> None:
+    few, many = Sampling(num_frames=2), Sampling(fps=25)
+    small, refused = decode_windows(make("closed.mp4"), [few, many], most_bytes=10 * 96 * 160 * 3)
+    assert isinstance(small, DecodedVideo)
+    assert isinstance(refused, VideoError) and refused.kind == "too_many_frames"
+    assert "60 frames of 96x160 take 0.0 GiB" in refused.message

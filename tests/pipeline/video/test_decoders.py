@@ -7,9 +7,16 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.video import Sampling, VideoError, decode, decoders, probe
-from pipeline.video.decoders import DecordError, read_with_decord, read_with_pyav
-from tests.pipeline.video.cases import ALL, EXACT_IN_DECORD, FRAMES, MADE, Make, numbers, strike
+from pipeline.video import Sampling, VideoError, container, decode, decoders, probe
+from pipeline.video.decoders import (
+    DecordError,
+    read_sizes_with_decord,
+    read_sizes_with_pyav,
+    read_with_decord,
+    read_with_pyav,
+)
+from tests.pipeline.video.cases import ALL, EXACT_IN_DECORD, FRAMES, MADE, QUIET, Make, numbers, strike
+from tests.pipeline.videos import write_video
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -32,20 +39,110 @@ def test_both_decoders_give_the_same_pixels(make: Make, name: str, size: tuple[i
         assert np.array_equal(one[index], other[index])
 
 
-def test_few_frames_of_a_long_video_decode_little(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[int] = []
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of frames that came out of PyAV, by packet."""
+    counts: list[int] = []
     decode_packet = decoders.decode_packet
 
     def counting(packet: av.Packet) -> list[av.VideoFrame] | None:
         frames = decode_packet(packet)
-        decoded.append(len(frames or ()))
+        counts.append(len(frames or ()))
         return frames
 
     monkeypatch.setattr(decoders, "decode_packet", counting)
+    return counts
+
+
+def test_few_frames_of_a_long_video_decode_little(make: Make, decoded: list[int]) -> None:
     for name in ("closed.mp4", "closed.mkv", "open.ts", "hevc.mp4"):
         decoded.clear()
         assert numbers(decode(make(name), Sampling(num_frames=1, start=1.7, end=1.75), decoder="pyav")) != [None]
         assert 0 < sum(decoded) < FRAMES / 2, name
+
+
+@pytest.mark.parametrize("name", sorted(set(MADE) - {"refresh.mp4"}))
+def test_no_more_is_decoded_than_what_lies_between_a_keyframe_and_the_frame(
+    make: Make, name: str, decoded: list[int]
+) -> None:
+    info = probe(make(name))
+    if info.index.counted:
+        pytest.skip("a stream that is always read from its beginning")
+    for index in range(0, FRAMES, 7):
+        decoded.clear()
+        read_with_pyav(info, np.array([index]), info.height, info.width)
+        before = info.index.keyframes[info.index.keyframes[:, 1] <= info.index.pts[index]][-1, 0]
+        assert sum(decoded) <= info.index.order[index] - before + 1, index
+
+
+@pytest.mark.parametrize("name", ["closed.mp4", "open.ts", "pyramid.mkv", "hevc.ts", "open_hevc.mkv", "layers.mkv"])
+def test_frames_that_no_other_refers_to_are_passed_over(make: Make, name: str, decoded: list[int]) -> None:
+    info = probe(make(name))
+    assert info.index.skippable
+    read_with_pyav(info, np.array([0, FRAMES - 1]), info.height, info.width)
+    assert sum(decoded) < FRAMES * 0.75
+
+
+def test_hevc_pictures_of_lower_layers_may_be_referred_to_though_marked_otherwise() -> None:
+    def skippable(*pictures: tuple[int, bool]) -> bool:
+        blank = dict(zip(container._Packet._fields, (0, 0, 0, False, False, False, True, False, None), strict=True))
+        packets = [container._Packet(**blank | {"reference": container._Reference(*each)}) for each in pictures]
+        return container._tells_references(packets, "hevc")
+
+    assert skippable((0, True), (0, False))
+    assert skippable((0, True), (1, True), (2, False))
+    assert not skippable((0, True), (1, False), (2, True))
+
+
+def in_order(path: Path) -> dict[int, np.ndarray]:
+    """Every frame by its presentation time, as PyAV gives it when nothing is sought or skipped."""
+    with av.open(str(path)) as file:
+        return {frame.pts: frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_choice_of_frames_equals_the_video_read_in_order(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    pick = lambda *values: values[int(rng.integers(len(values)))]  # noqa: E731
+    group = f"keyint={pick(5, 12, 60)}:bframes={rng.integers(0, 5)}:open-gop={rng.integers(2)}:ref={rng.integers(1, 4)}"
+    codec, params = pick(("libx264", "x264-params"), ("libx265", "x265-params"))
+    extra = f"b-pyramid={pick('none', 'normal')}" if codec == "libx264" else f"b-pyramid={rng.integers(2)}:{QUIET}"
+    path = tmp_path / f"v.{pick('mp4', 'mkv')}"
+    write_video(path, FRAMES, codec=codec, options={"preset": "ultrafast", params: f"{group}:{extra}"}, size=(64, 96))
+    info, truth = probe(path), in_order(path)
+    for count in (1, 2, 5):
+        indices = np.sort(rng.choice(FRAMES, count, replace=False))
+        pictures = read_with_pyav(info, indices, 64, 96)
+        for index in indices.tolist():
+            assert np.array_equal(pictures[index], truth[int(info.index.pts[index])]), (group, extra, index)
+
+
+@pytest.mark.parametrize("bframes", [0, 3])
+def test_gradual_refresh_is_decoded_from_a_real_keyframe(tmp_path: Path, bframes: int) -> None:
+    params = f"intra-refresh=1:keyint=12:bframes={bframes}:b-adapt=0:ref=1:scenecut=0"
+    path = write_video(tmp_path / "v.flv", 70, options={"x264-params": params}, size=(64, 96))
+    info, truth = probe(path), in_order(path)
+    assert info.keyframes.tolist() == [0]
+    for index in range(3, 70, 4):
+        picture = read_with_pyav(info, np.array([index]), 64, 96)[index]
+        assert np.array_equal(picture, truth[int(info.index.pts[index])]), index
+
+
+@pytest.mark.parametrize("name", ["closed.mp4", "open.ts", "vp9.webm", "turned.mp4", "keyframes_only.mp4", "vp8.webm"])
+def test_pictures_do_not_depend_on_threads_or_on_other_sizes(make: Make, name: str) -> None:
+    info, indices = probe(make(name)), np.array([0, 3, 19, 20, 33, 59])
+    wanted = {(48, 80): indices, (info.height, info.width): indices[2:4]}
+    for threads in (1, 2, 5):
+        both = read_sizes_with_pyav(info, wanted, threads)
+        for shape, chosen in wanted.items():
+            alone = read_with_pyav(info, chosen, *shape)
+            assert both[shape].keys() == alone.keys() == set(chosen.tolist())
+            assert all(np.array_equal(both[shape][index], alone[index]) for index in alone)
+    if info.decord_exact:
+        both = read_sizes_with_decord(info, wanted)
+        assert all(
+            np.array_equal(both[48, 80][index], read_with_pyav(info, indices, 48, 80)[index]) for index in [3, 59]
+        )
 
 
 @pytest.mark.parametrize("seed", range(6))

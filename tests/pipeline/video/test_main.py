@@ -67,6 +67,14 @@ def test_sampling_options(clip: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run(capsys, clip, "--size", "32")["size"] == [32, 32]
 
 
+def test_keyframes_instead_of_uniform_frames(clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = run(capsys, clip, "--num-frames", "4", "--sampling", "keyframes")
+    assert (line["indices"], line["timestamps"]) == ([0, 20, 40], [0.0, 0.8, 1.6])
+    assert (line["sampling"], line["decoder"], line["requested_frames"]) == ("keyframes", "pyav", 4)
+    uniform = run(capsys, clip, "--num-frames", "8", "--sampling", "keyframes", "--threads", "2", "--decoder", "pyav")
+    assert uniform["sampling"] == "uniform" and uniform["indices"] == run(capsys, clip)["indices"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -88,7 +96,9 @@ def test_one_line_on_stderr_and_status_1(
     assert told in captured.err and captured.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["--out", "frames.jpg"], ["--size", "0x3"], ["--size", "3x4x5"]])
+@pytest.mark.parametrize(
+    "arguments", [["--out", "frames.jpg"], ["--size", "0x3"], ["--size", "3x4x5"], ["--threads", "0"]]
+)
 def test_arguments_of_the_wrong_form(clip: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([str(clip), *arguments])

@@ -9,14 +9,14 @@ from pipeline.video.container import FrameIndex, Orientation, VideoError, VideoI
 from pipeline.video.sampling import Sampling, sample_indices
 
 
-def video(milliseconds: list[int], last: int = 40) -> VideoInfo:
-    """A video whose frames are presented at these times."""
+def video(milliseconds: list[int], last: int = 40, keyframes: tuple[int, ...] = ()) -> VideoInfo:
+    """A video whose frames are presented at these times, some of them keyframes."""
     count = len(milliseconds)
     index = FrameIndex(
         pts=np.array(milliseconds),
         order=np.arange(count),
         shown=np.ones(count, dtype=bool),
-        keyframes=np.zeros((0, 3), dtype=np.int64),
+        keyframes=np.array([(i, milliseconds[i], milliseconds[i]) for i in keyframes], dtype=np.int64).reshape(-1, 3),
         corrupt=(),
         time_base=Fraction(1, 1000),
         last_duration=last,
@@ -38,7 +38,7 @@ def video(milliseconds: list[int], last: int = 40) -> VideoInfo:
 STEADY = video([40 * i for i in range(100)])  # 4 s at 25 frames a second
 
 
-def chosen(info: VideoInfo, **settings: float) -> list[int]:
+def chosen(info: VideoInfo, **settings: float | str) -> list[int]:
     return sample_indices(info, Sampling(**settings))[0].tolist()  # type: ignore[arg-type]
 
 
@@ -70,6 +70,55 @@ def test_fps_above_the_videos_own_gives_each_frame_once() -> None:
     indices, requested = sample_indices(video([0, 1000, 2000]), Sampling(fps=10))
     assert indices.tolist() == [0, 1, 2]
     assert requested == 21
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fps_takes_every_frame_that_is_nearest_to_a_tick(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    info = video(np.cumsum(rng.integers(1, 3000, rng.integers(1, 40))).tolist())
+    fps = float(rng.choice([0.3, 1, 2, 7.5, 24, 1000]))
+    times = info.timestamps
+    ticks = times[0] + np.arange(int((times[-1] - times[0]) * fps + 1e-6) + 1) / fps
+    nearest = {int(np.abs(times - tick).argmin()) for tick in ticks}
+    indices, requested = sample_indices(info, Sampling(fps=fps))
+    assert requested == len(ticks)
+    assert set(indices.tolist()) == nearest
+
+
+def test_fps_with_a_time_stamp_in_the_far_future_makes_no_more_than_the_frames_that_there_are() -> None:
+    far = video([0, 40, 80, 9_000_000_000])
+    indices, requested = sample_indices(far, Sampling(fps=1))
+    assert (indices.tolist(), requested) == ([0, 2, 3], 9_000_001)
+    with pytest.raises(VideoError, match=r"fps=30 asks for 270,000,001 frames of its 9e\+06 s") as caught:
+        sample_indices(far, Sampling(fps=30))
+    assert caught.value.kind == "too_many_frames"
+
+
+GROUPS = video([40 * i for i in range(100)], keyframes=(0, 12, 20, 40, 55, 80))
+
+
+def test_keyframes_are_the_nearest_to_each_uniform_position() -> None:
+    assert chosen(GROUPS, num_frames=4, mode="keyframes") == [0, 40, 55, 80]  # for 0, 33, 66 and 99
+    assert chosen(GROUPS, num_frames=1, mode="keyframes") == [55]  # for 50
+    assert chosen(GROUPS, fps=1, mode="keyframes") == [0, 20, 55, 80]  # for 0, 25, 50, 75
+    irregular = video([0, 10, 20, 1000, 1010, 2000], keyframes=(0, 2, 4))
+    assert chosen(irregular, num_frames=3, mode="keyframes") == [0, 2, 4]  # 2000 ms is nearest to 1010
+
+
+def test_each_keyframe_is_taken_once() -> None:
+    indices, requested = sample_indices(GROUPS, Sampling(num_frames=8, mode="keyframes"))
+    assert indices.tolist() == [0, 12, 20, 40, 55, 80] and requested == 8
+
+
+def test_keyframes_are_those_of_the_span() -> None:
+    assert chosen(GROUPS, num_frames=2, start=0.6, end=1.8, mode="keyframes") == [20, 40]
+
+
+def test_sampling_stays_uniform_where_keyframes_are_too_few() -> None:
+    for sparse in (video([40 * i for i in range(100)]), video([40 * i for i in range(100)], keyframes=(0, 50, 60))):
+        assert chosen(sparse, num_frames=8, mode="keyframes") == chosen(STEADY, num_frames=8)
+    assert chosen(GROUPS, num_frames=8, min_frames=7, mode="keyframes") == chosen(STEADY, num_frames=8)
+    assert chosen(GROUPS, num_frames=4, start=2.3, end=3.1, mode="keyframes") == [58, 64, 71, 77]
 
 
 def test_max_frames_thins_evenly_and_keeps_both_ends() -> None:
