@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -47,19 +47,19 @@ def files(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER")
     total = equal = 0
-    for path in files(parser.parse_args().paths):
+    for path in files(parser.parse_args(arguments).paths):
         check = find_check(path)
-        results = [check(case) for case in load_cases(path)]
-        good = sum(not differing for differing in results)
+        results = {number: check(case) for number, case in load_cases(path).items()}
+        good = sum(not differing for differing in results.values())
         label = path.stem.removesuffix("_vectors")
         print(f"{label} {good}/{len(results)} equal")
-        for number, differing in enumerate(results):
+        for number, differing in results.items():
             if differing:
-                print(f"  case {number:02d}: {', '.join(differing)} differ")
+                print(f"  case {number}: {', '.join(differing)} differ")
         total, equal = total + len(results), equal + good
     print(f"{equal}/{total} cases equal")
     return 0 if total and equal == total else 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ Check = Callable[[Case], list[str]]
 """Takes one case, returns the names of what differs."""
 
 
-def load_cases(path: Path) -> Iterator[dict[str, Tensor]]:
-    """The cases of a file whose keys are `NN/name`; float16 arrays come as float32."""
+def load_cases(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The cases of a file whose keys are `NN/name`, by NN; float16 arrays come as float32."""
+    cases: dict[str, dict[str, Tensor]] = {}
     with np.load(path) as arrays:
-        names = sorted(arrays.files)
-        for number in sorted({name.split("/")[0] for name in names}):
-            yield {name.split("/", 1)[1]: _tensor(arrays[name]) for name in names if name.startswith(f"{number}/")}
+        for key in sorted(arrays):
+            number, name = key.split("/", 1)
+            cases.setdefault(number, {})[name] = _tensor(arrays[key])
+    return cases
 
 
 def _tensor(array: np.ndarray) -> Tensor:

@@ -13,6 +13,7 @@ from vitcop.selection import apply_selection, top_k_in_order
 
 
 def vitcop(case: Case) -> list[str]:
+    """Stages see the case second in a batch, so that a row which reads another's is noticed."""
     height, width = case["grid"].tolist()
     frames, kept = case["kept_indices"].shape
     prefix, count = int(case["prefix"]), int(case["shallow_tokens"])
@@ -20,22 +21,22 @@ def vitcop(case: Case) -> list[str]:
 
     chosen = top_k_in_order(case["cls_attention"].sum(dim=1), kept)
     clusters = max(1, int(float(case["cluster_fraction"]) * kept))
-    labels = cluster_frames(case["vision_keys"][None], chosen[None], height, width, clusters)[0]
-    norm = key_norm(case["shallow_keys"][None])[:, visual]
-    flat = (labels + torch.arange(frames)[:, None] * clusters).flatten()
-    shallow = select_in_clusters(-norm, flat[None], frames * clusters, count)
+    labels = cluster_frames(_batch(case["vision_keys"]), chosen.expand(2, -1, -1), height, width, clusters)
+    norm = key_norm(_batch(case["shallow_keys"]))[:, visual]  # (2, V)
+    flat = (labels + torch.arange(frames)[:, None] * clusters).flatten(1)
+    shallow = select_in_clusters(-norm, flat, frames * clusters, count)
     hidden = case["hidden"]
-    survivors = apply_selection(shallow, hidden[None, visual])[0]
+    survivors = apply_selection(shallow, _batch(hidden, 0)[:, visual])[1]
     after = torch.cat([hidden[:prefix], survivors, hidden[visual.stop :]])
     whole = torch.arange(len(hidden))
-    positions = torch.cat([whole[:prefix], shallow.keep[0] + prefix, whole[visual.stop :]])
-    deep_norm = key_norm(case["deep_keys"][None])[:, prefix : prefix + count]
-    deep = top_k_in_order(-deep_norm, int(case["deep_tokens"]))[0] + prefix
+    positions = torch.cat([whole[:prefix], shallow.keep[1] + prefix, whole[visual.stop :]])
+    deep_norm = key_norm(_batch(case["deep_keys"]))[:, prefix : prefix + count]
+    deep = top_k_in_order(-deep_norm, int(case["deep_tokens"]))[1] + prefix
 
     equal = {
         "kept_indices": same_indices(chosen, case["kept_indices"]),
-        "cluster_labels": all(map(_same_partition, labels, case["cluster_labels"])),
-        "shallow_key_norm": close(norm[0], case["shallow_key_norm"]),
+        "cluster_labels": all(map(_same_partition, labels[1], case["cluster_labels"])),
+        "shallow_key_norm": close(norm[1], case["shallow_key_norm"]),
         "selected": same_indices(
             _kept_as_they_are(shallow.keep, shallow.merge_into) + prefix, case["selected"].sort().values
         ),
@@ -48,7 +49,12 @@ def vitcop(case: Case) -> list[str]:
 
 def _kept_as_they_are(keep: Tensor, merge_into: Tensor | None) -> Tensor:
     assert merge_into is not None
-    return keep[0][merge_into[0, keep[0]] < 0]
+    return keep[1][merge_into[1, keep[1]] < 0]
+
+
+def _batch(clip: Tensor, tokens: int = 1) -> Tensor:
+    """Two rows: the clip with its tokens (a dimension of it) in reverse, and the clip itself."""
+    return torch.stack([clip.flip(tokens), clip])
 
 
 def _same_partition(ours: Tensor, theirs: Tensor) -> bool:

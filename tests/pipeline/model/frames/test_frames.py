@@ -26,7 +26,13 @@ from pipeline.model.frames import FAMILIES, PICTURES_ONLY, FrameProcessor, load_
 from pipeline.model.frames.stacked import StackedFrames
 from pipeline.video.size import FixedSize, QwenFrameSize, ShortestEdge
 
-REFERENCE = Path(__file__).parents[4].parent / "shared" / "reference" / "hf_video_processors.npz"
+ROOT = Path(__file__).parents[4]
+RECORDED_FRAMES = ROOT / "tests" / "data" / "frames.npz"
+FULL_RECORDING = ROOT.parent / "shared" / "reference" / "hf_video_processors.npz"
+RECORDED = {"qwen2_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl"} | dict.fromkeys(
+    ["llava_onevision", "llava_next_video", "video_llava", "internvl"], "stacked"
+)
+"""The recording in `RECORDED_FRAMES` of each family; one stands for all families whose frames stay pictures."""
 QWEN3_SETTINGS = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
@@ -47,19 +53,30 @@ def ramp(*shape: int) -> torch.Tensor:
     return (torch.arange(int(np.prod(shape))) % 256).to(torch.uint8).reshape(shape)
 
 
-@pytest.mark.skipif(not REFERENCE.is_file(), reason="../shared/reference is not there")
-@pytest.mark.parametrize(
-    "model_type", ["llava_onevision", "llava_next_video", "video_llava", "internvl", "qwen2_vl", "qwen3_vl"]
-)
-def test_equal_to_transformers_on_frames_of_the_models_size(model_type: str) -> None:
-    with np.load(REFERENCE) as file:
-        case = {key.rpartition("/")[2]: file[key] for key in file if key.startswith(f"{model_type}/model_size/")}
-    inputs = build(model_type).to_model_inputs(torch.from_numpy(case["frames"]))
+def recorded(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """What transformers made of frames: `frames`, `pixel_values_videos` and, where patches are flat, the grid."""
+    with np.load(path) as file:
+        return {key.rpartition("/")[2]: torch.from_numpy(file[key]) for key in file if key.startswith(prefix)}
+
+
+def assert_equal_to(case: dict[str, torch.Tensor], model_type: str) -> None:
+    inputs = build(model_type).to_model_inputs(case["frames"])
     pixels = inputs["pixel_values"][None] if model_type == "internvl" else inputs["pixel_values_videos"]
-    assert pixels.shape == case["pixel_values_videos"].shape
-    torch.testing.assert_close(pixels, torch.from_numpy(case["pixel_values_videos"]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(pixels, case["pixel_values_videos"], atol=1e-6, rtol=0)
+    assert ("video_grid_thw" in inputs) == ("video_grid_thw" in case)
     if "video_grid_thw" in case:
-        assert torch.equal(inputs["video_grid_thw"], torch.from_numpy(case["video_grid_thw"]))
+        assert torch.equal(inputs["video_grid_thw"], case["video_grid_thw"])
+
+
+@pytest.mark.parametrize("model_type", RECORDED)
+def test_equal_to_transformers_on_frames_of_the_models_size(model_type: str) -> None:
+    assert_equal_to(recorded(RECORDED_FRAMES, f"{RECORDED[model_type]}/"), model_type)
+
+
+@pytest.mark.skipif(not FULL_RECORDING.is_file(), reason="the full recording is not beside the checkout")
+@pytest.mark.parametrize("model_type", RECORDED)
+def test_equal_to_the_full_recording(model_type: str) -> None:
+    assert_equal_to(recorded(FULL_RECORDING, f"{model_type}/model_size/"), model_type)
 
 
 def test_pixels_are_rescaled_and_normalised_by_channel() -> None:
