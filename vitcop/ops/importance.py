@@ -14,11 +14,11 @@ SALIENT = 2.0
 """Squared distance from the clip's mean, in mean squared distances, from which a token is fully salient."""
 CHANGED = 0.15
 """Squared change from frame to frame, in twice the mean squared distance, from which a place shows something else."""
-CUT, CUT_CONTRAST = 0.3, 2.0
-"""Mean change between two frames from which there is a cut, and how many times that of the frames around it."""
+CUT_CONTRAST = 2.0
+"""How many times that of the transitions around it the change at a cut is."""
 SCENE_FRAMES = 64
 """Longest scene; what a place usually shows is not asked over a longer time."""
-LOUD = 4.0
+LOUD = 8.0
 """Length of a token, in median lengths, from which it is an outlier (a register or sink token)."""
 CHANNELS = 512
 """Channels of float32 copies that exist at a time."""
@@ -46,30 +46,30 @@ def importance(
         square += _square(tokens)
         change += _square(tokens[:, 1:] - tokens[:, :-1])
     spread = square.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
-    scene = find_scenes(change / (2 * spread), scenes)
-    away = sum(_square(tokens - scene.mean(tokens)) for tokens in _centred(features, scale))
+    change /= 2 * spread
+    scene = find_scenes(change) if scenes else None
+    away = torch.zeros_like(scale)
+    for tokens in _centred(features, scale):
+        away += _square(tokens - (scene.mean(tokens) if scene else tokens.mean(dim=1, keepdim=True)))
 
     weight = (1 - motion) * (square / (SALIENT * spread)).clamp(max=1) + motion * (away / spread).clamp(max=1)
-    changed = with_first_frame(change > CHANGED * 2 * spread)
+    changed = with_first_frame(change > CHANGED)
     ends = changed | torch.cat([changed[:, 1:], torch.ones_like(changed[:, :1])], dim=1)
     return (floor + (1 - floor) * weight) * torch.where(ends, 1.0, inside_run)
 
 
-def find_scenes(change: Tensor, cuts: bool) -> Segments:
+def find_scenes(change: Tensor) -> Segments:
     """Scenes of clips by the change (B, F - 1, N) of each place between two frames, in twice the mean square.
 
-    There is a cut where the mean over places is at least `CUT` and stands out from that of the transitions before and
-    after, which steady motion of the camera and a flash do not; very long clips are cut evenly as well. Without `cuts`,
-    the clip is one scene.
+    There is a cut where more than half of the places show something else, and change far more than in the transitions
+    before and after, which motion of the camera and a flash do not. Very long clips are cut evenly as well.
     """
-    mean = change.clamp(max=1).mean(dim=2)
-    if not cuts:
-        return Segments.from_starts(with_first_frame(torch.zeros_like(mean, dtype=torch.bool)))
-    # A transition without neighbours on both sides is no cut: a scene of one frame has nothing that moves.
-    around = pad(mean, (1, 1), value=torch.inf)
-    cut = (mean >= CUT) & (mean >= CUT_CONTRAST * torch.maximum(around[:, :-2], around[:, 2:]))
-    frames = mean.shape[1] + 1
-    part = torch.arange(frames, device=mean.device) * -(-frames // SCENE_FRAMES) // frames
+    usual = change.median(dim=2).values
+    # A transition without neighbours on both sides is no cut: in a scene of one frame nothing moves.
+    around = pad(usual, (1, 1), value=torch.inf)
+    cut = (usual > CHANGED) & (usual > CUT_CONTRAST * torch.maximum(around[:, :-2], around[:, 2:]))
+    frames = usual.shape[1] + 1
+    part = torch.arange(frames, device=usual.device) * -(-frames // SCENE_FRAMES) // frames
     return Segments.from_starts(with_first_frame(cut | (part.diff() > 0)))
 
 
