@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vitcop.budget import Geometry, Plan, UnreachableBudgetError
+from vitcop.budget import Geometry, Plan, single_stage
 from vitcop.methods.base import Method, check_shares
 from vitcop.ops.farthest_points import farthest_points, nearest_point
 from vitcop.ops.importance import importance, taming
@@ -67,9 +67,9 @@ class ViTCoPVideo(Method):
             )
 
     def plan(self, geometry: Geometry) -> Plan:
-        names = {-1: "vision"}
+        one_stage = single_stage(geometry, self.retention_ratio)  # refuses less than a token
         if self.retention_ratio == 1:
-            return Plan(entering=geometry.num_tokens, names=names)
+            return one_stage
         total, depth, most = geometry.total(self.retention_ratio), geometry.num_layers, geometry.num_tokens
         shallow = min(depth, max(1, round(self.shallow * depth)))
         deep = min(depth, max(shallow + 1, round(self.deep * depth)))
@@ -84,14 +84,7 @@ class ViTCoPVideo(Method):
         layers = {shallow: n1} if middle else {}
         if tail:  # the last stage absorbs the rounding
             layers[deep] = min(n1, max(1, round((total - n0 * shallow - n1 * middle) / tail)))
-        plan = Plan(entering=n0, layers=layers, names=names | {shallow: "shallow", deep: "deep"})
-        mean = sum(plan.per_layer(depth)) / depth
-        if abs(mean - total / depth) > 1:
-            raise UnreachableBudgetError(
-                f"retention_ratio {self.retention_ratio} is {total / depth:.1f} of {most} tokens a layer; "
-                f"{self.describe()} comes to {mean:.1f} on {depth} layers; use a higher ratio"
-            )
-        return plan
+        return Plan(entering=n0, layers=layers, names={**one_stage.names, shallow: "shallow", deep: "deep"})
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         scale = taming(tokens.features)
