@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 
 from pipeline.embedded.scenes import render, sample_scene
-from pipeline.model import load_model
+from pipeline.model.load import load_model
 from tests.vitcop.models import build, make_inputs
 from vitcop import prune
-from vitcop.budget import Geometry, UnreachableBudgetError
+from vitcop.budget import Geometry
+from vitcop.errors import UnreachableBudgetError
 from vitcop.families import family_of
 from vitcop.methods import ViTCoPVideo
 from vitcop.ops import importance as importance_module
 from vitcop.ops.importance import find_scenes, importance, taming
 from vitcop.selection import apply_selection
-from vitcop.tokens import LayerTokens, VisualTokens
+from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
 EMBEDDED = Geometry(num_layers=8, frames=8, height=6, width=6)
 RATIOS = (0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -172,7 +173,7 @@ def embedded_tokens() -> VisualTokens:
         frames = frames + np.random.default_rng(seed).normal(0, 3, frames.shape)  # without noise, tokens would be equal
         pictures = torch.from_numpy(np.round(frames).clip(0, 255).astype(np.uint8))
         inputs = loaded.frame_processor.to_model_inputs(pictures, np.arange(8) / 2)
-        (chunk,) = family_of(loaded.model).encode(inputs, EMBEDDED, ViTCoPVideo(retention_ratio=0.5), 8)
+        (chunk,) = family_of(loaded.model).encode(inputs, EMBEDDED, Needs(), 8)
         clips.append(chunk)
     return replace(clips[0], features=torch.cat([clip.features for clip in clips]))
 

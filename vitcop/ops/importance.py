@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vitcop.methods.segments import Segments, with_first_frame
+from vitcop.ops.segments import Segments, with_first_frame
 
 SALIENT = 2.0
 """Squared distance from the clip's mean, in mean squared distances, from which a token is fully salient."""
