@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vitcop.budget import Geometry, Plan, single_stage
-from vitcop.methods.base import Method, check_shares
+from vitcop.methods.base import Proportional, check_shares
 from vitcop.ops.farthest_points import farthest_points, nearest_point
 from vitcop.ops.importance import importance, taming
 from vitcop.selection import Selection, take
@@ -18,21 +18,22 @@ from vitcop.tokens import LayerTokens, VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTCoPVideo(Method):
+class ViTCoPVideo(Proportional):
     """ViTCoP's stages, with importance and farthest points in place of attention, density peaks and key norms.
 
     Stage I, before the language model, keeps tokens of the whole clip that are important and far from each other in
     direction, time and place, and merges every other token into the nearest of them, which stays at its position.
     Stages II and III, in a shallow and in a deep layer, choose among the hidden states in the same way, with the
-    importance from stage I, and drop the others. Importance is the distance of a token from the clip's mean and from
-    what its place shows over the scene, and is lower inside a run of unchanged content. See `importance`.
+    importance from stage I, and drop the others; with a `bias`, these count for the nearest one kept. Importance is the
+    distance of a token from the clip's mean and from what its place shows over the scene, and is lower inside a run of
+    unchanged content. See `importance`.
 
     Question-blind; needs neither attention nor keys. Of V tokens at ratio r, 1.5 rV enter, rV pass stage II and
     rV / 2 stage III (layers that don't divide by 4: solved for the same mean).
 
     Cost: 3 rV steps of a greedy in all, three kernels each (see `farthest_points`), and V (4096 + 1.5 rV) D
     multiply-adds in stage I; at 7B (V = 6272, D = 3584) and 10 %, 1,882 steps, half as many in turn, 25 KB a window
-    and step, and 0.1 % of the unpruned prefill's multiply-adds. Not measured on a GPU.
+    and step, and 0.2 % of the unpruned prefill's multiply-adds. Not measured on a GPU.
 
     Attributes:
         entering_share, deep_share: tokens of stages I and III for each one of stage II.
@@ -103,7 +104,8 @@ class ViTCoPVideo(Method):
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         assert tokens.labels is not None
         points = self._points(tokens.features, taming(tokens.features), tokens.index, geometry)
-        return Selection(keep=farthest_points(points, tokens.labels, plan.layers[tokens.layer]))
+        keep = farthest_points(points, tokens.labels, plan.layers[tokens.layer])
+        return Selection(keep=keep, mass_into=nearest_point(points, keep) if self.bias else None)
 
     def _points(self, features: Tensor, scale: Tensor, index: Tensor, geometry: Geometry) -> Tensor:
         """Directions from the mean (B, K, D) beside the tokens' frame, row and column: (B, K, D + 3)."""
