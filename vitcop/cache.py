@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from vitcop.errors import UnsupportedInputError
@@ -40,6 +41,7 @@ class CacheLayout:
     Attributes:
         stage_of_layer: stage of each layer, from 0, as the plan has them.
         valid: for each stage (B, cached) bool, False at padding; None if the prompt came without a mask.
+        bias: for each stage (B, cached), what is added to the logits of these tokens; None if nothing is.
         cached: for each stage, the tokens in the cache.
         seen: tokens of the unpruned sequence so far.
         next_position: (B,) position of the next token.
@@ -52,11 +54,13 @@ class CacheLayout:
     stage_of_layer: Sequence[int]
     cached: list[int] = field(default_factory=list)
     valid: list[Tensor | None] = field(default_factory=list)
+    bias: list[Tensor | None] = field(default_factory=list)
 
-    def enter_stage(self, length: int, valid: Tensor | None) -> None:
+    def enter_stage(self, length: int, valid: Tensor | None, bias: Tensor | None) -> None:
         """Note, in order of stages during the prefill, that the layers of the next stage cache `length` tokens."""
         self.cached.append(length)
         self.valid.append(valid)
+        self.bias.append(bias)
 
     @property
     def per_layer(self) -> tuple[int, ...]:
@@ -83,6 +87,7 @@ class CacheLayout:
 
     def _take_back(self, count: int) -> None:
         self.valid = [None if mask is None else mask[:, :-count] for mask in self.valid]
+        self.bias = [None if bias is None else bias[:, :-count] for bias in self.bias]
         self.cached = [length - count for length in self.cached]
         self.seen -= count
         self.next_position = self.next_position - count
@@ -99,6 +104,7 @@ class CacheLayout:
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
         self.tail = self.tail.repeat_interleave(repeats, dim=0)
         self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
+        self.bias = [None if bias is None else bias.repeat_interleave(repeats, dim=0) for bias in self.bias]
 
     def new_tokens(self, passed: int, length: int | None) -> int:
         """How many of the `passed` last tokens are new: all, or what of a conversation's `length` was not seen yet.
@@ -129,6 +135,7 @@ class CacheLayout:
             # A stage that came without a mask has no padding.
             old = [ones(batch, n) if m is None else m for m, n in zip(self.valid, self.cached, strict=True)]
             self.valid = [torch.cat((mask, new), dim=1) for mask in old]
+        self.bias = [None if bias is None else pad(bias, (0, count)) for bias in self.bias]
         # Positions count tokens only; padding repeats the position before it.
         position_ids = (self.next_position[:, None] - 1 + new.cumsum(dim=1)).clamp(min=0)
         self.cached = [length + count for length in self.cached]
@@ -153,7 +160,7 @@ class Continuation:
     """A forward that goes on from a pruned cache: made when it begins, dropped when it ends.
 
     Attributes:
-        masks: attention mask of each stage but the first, whose mask the model makes itself.
+        masks: attention mask of each stage but the first, whose mask the model makes itself where there is no bias.
     """
 
     family: Family
@@ -195,10 +202,10 @@ class Continuation:
     def before_layer(self, layer: int, args: Args, kwargs: Kwargs) -> Call | None:
         """Give a layer the mask of what its own cache holds."""
         stage = self.layout.stage_of_layer[layer]
-        if stage == 0:
+        valid, bias = self.layout.valid[stage], self.layout.bias[stage]
+        if stage == 0 and bias is None:
             return None
         if stage not in self.masks:
-            valid = self.layout.valid[stage]
             config = self.family.language.config
-            self.masks[stage] = stage_mask(config, hidden_states(args, kwargs), valid, self.cache, layer)
+            self.masks[stage] = stage_mask(config, hidden_states(args, kwargs), valid, self.cache, layer, bias)
         return args, kwargs | {"attention_mask": self.masks[stage]}

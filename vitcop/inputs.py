@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
@@ -91,13 +92,33 @@ def with_hidden_states(hidden: Tensor, args: Args, kwargs: Kwargs) -> Call:
     return ((hidden, *args[1:]), kwargs) if args else ((), kwargs | {"hidden_states": hidden})
 
 
-def stage_mask(config: TextConfig, hidden: Tensor, valid: Tensor | None, cache: KVCache | None, layer: int) -> Any:
+def stage_mask(
+    config: TextConfig,
+    hidden: Tensor,
+    valid: Tensor | None,
+    cache: KVCache,
+    layer: int,
+    bias: Tensor | None = None,
+) -> Any:
     """The mask that the model's attention implementation takes, for the tokens that this layer's cache holds.
 
     Args:
         hidden: (B, S, D) the new tokens.
         valid: (B, cached + S) bool or None, False at padding.
+        bias: (B, cached + S) or None, added to the logits of these tokens (sdpa and eager attention).
     """
+    if bias is not None:
+        return _additive_mask(hidden, valid, bias)
     return create_causal_mask(
         config=config, inputs_embeds=hidden, attention_mask=valid, past_key_values=cache, layer_idx=layer
     )
+
+
+def _additive_mask(hidden: Tensor, valid: Tensor | None, bias: Tensor) -> Tensor:
+    """(B, 1, S, cached + S) causal mask with a bias, in the dtype of the new tokens (B, S, D)."""
+    new, length = hidden.shape[1], bias.shape[1]
+    place = torch.arange(length, device=hidden.device)
+    seen = place <= place[length - new :, None]
+    seen = seen[None] if valid is None else seen & valid[:, None]
+    # The least finite number, so that the rows of padding, which see nothing, have no NaN.
+    return torch.where(seen, bias[:, None], torch.finfo(hidden.dtype).min).to(hidden.dtype)[:, None]

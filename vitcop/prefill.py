@@ -18,7 +18,7 @@ from vitcop.families import Family, Inputs
 from vitcop.inputs import Args, Call, Kwargs, hidden_states, stage_mask, text_inputs, with_hidden_states
 from vitcop.language import KVCache, Rotary
 from vitcop.methods.base import Method
-from vitcop.selection import Selection, apply_selection, take, true_indices
+from vitcop.selection import Selection, apply_selection, kept_mass, take, true_indices
 from vitcop.stats import PrefillRecord
 from vitcop.tokens import LayerTokens
 from vitcop.vision import Clock, Encoded
@@ -34,6 +34,7 @@ class Sequence:
         visual: (B, K) positions of visual tokens in the sequence, ascending.
         index: (B, K) their numbers within the clip.
         labels: (B, K) or None.
+        mass: (B, K) tokens that each visual token stands for, or None; see Proportional.
         valid: (B, S) bool or None, False at padding.
         after: (B,) tokens after the video, which stay.
         deepstack: side features (B, K, D), one for each of the model's first layers.
@@ -45,6 +46,7 @@ class Sequence:
     visual: Tensor
     index: Tensor
     labels: Tensor | None
+    mass: Tensor | None
     valid: Tensor | None
     after: Tensor
     deepstack: tuple[Tensor, ...]
@@ -66,9 +68,17 @@ class Sequence:
         self.index = take(self.index, selection.keep)
         if self.labels is not None:
             self.labels = take(self.labels, selection.keep)
+        if self.mass is not None:
+            self.mass = kept_mass(selection, self.mass)
         self.valid = None if self.valid is None else take(self.valid, positions)
         self.deepstack = tuple(take(side, selection.keep) for side in self.deepstack)
         return positions
+
+    def bias(self, alpha: float) -> Tensor | None:
+        """(B, S) what is added to the tokens' logits: `alpha` times the log of a visual token's mass, 0 for text."""
+        if self.mass is None:
+            return None
+        return self.mass.new_zeros(len(self.mass), self.length).scatter_(1, self.visual, alpha * self.mass.log())
 
 
 @dataclass(kw_only=True)
@@ -155,13 +165,14 @@ class PrunedPrefill(Prefill):
             visual=visual,
             index=torch.arange(visual.shape[1], device=ids.device).expand(self.batch, -1),
             labels=None,
+            mass=None,
             valid=valid,
             after=length - 1 - self.places[:, -1],
             deepstack=(),
             length=length,
         )
         positions = sequence.keep(Selection(keep=encoded.index))
-        sequence.labels, sequence.deepstack = encoded.labels, encoded.deepstack
+        sequence.labels, sequence.mass, sequence.deepstack = encoded.labels, encoded.mass, encoded.deepstack
         self.kept_index[self.plan.name(-1)] = sequence.index
 
         # (B, S', D) embeddings of what stays, the visual features in the place of their placeholders'
@@ -177,7 +188,7 @@ class PrunedPrefill(Prefill):
             tail=sequence.after * (not self.method.query_aware),
             stage_of_layer=self.plan.stage_of_layer(self.family.language.num_layers),
         )
-        self.layout.enter_stage(sequence.length, sequence.valid)
+        self._enter_stage()
         return text_inputs(inputs) | {
             "inputs_embeds": embeds,
             "attention_mask": sequence.valid,
@@ -237,16 +248,23 @@ class PrunedPrefill(Prefill):
                 self.clock("prefill")
                 hidden = self._prune(layer, hidden, kwargs)
                 self.clock("selection")
-            self.layout.enter_stage(sequence.length, sequence.valid)
+            self._enter_stage()
         self.previous_hidden = hidden if needs.previous_hidden and layer + 1 in self.plan.layers else None
         # Layers rotate by `position_embeddings`; in position ids with gaps, flash attention would see packed prompts.
         changed: Kwargs = {"position_ids": None}
+        bias = self.layout.bias[-1]
         if sequence.rotary is not None:
+            changed |= {"position_embeddings": sequence.rotary}
+        if sequence.rotary is not None or bias is not None:
             if sequence.mask is None:
                 config = self.family.language.config
-                sequence.mask = (stage_mask(config, hidden, sequence.valid, self.cache, layer),)
-            changed |= {"attention_mask": sequence.mask[0], "position_embeddings": sequence.rotary}
+                sequence.mask = (stage_mask(config, hidden, sequence.valid, self.cache, layer, bias),)
+            changed |= {"attention_mask": sequence.mask[0]}
         return with_hidden_states(hidden, args, kwargs | changed)
+
+    def _enter_stage(self) -> None:
+        sequence = self.sequence
+        self.layout.enter_stage(sequence.length, sequence.valid, sequence.bias(self.method.bias))
 
     def _prune(self, layer: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
         """Let the method choose among the visual tokens in `hidden` (B, S, D); what is left of it (B, S', D)."""

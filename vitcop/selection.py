@@ -25,13 +25,16 @@ class Selection:
         merge: how a slot with a group is filled: "mean" is the mean of the group; "authors" is ViTCoP's published
             rule, the slot's own token plus the mean of the group.
         features: (B, K, D) or None. Finished features of the kept tokens, for methods whose merge is no plain mean.
-        labels: (B, K) int64 or None. A label for each kept token that a later stage of the same method needs.
+        mass_into: (B, V) int64 or None. As `merge_into`, for the mass of token j alone: the number of tokens it stands
+            for goes to that slot. By default it goes where the token is merged.
+        labels: (B, K) or None. A label for each kept token that a later stage of the same method needs.
     """
 
     keep: Tensor
     merge_into: Tensor | None = None
     merge: MergeRule = "mean"
     features: Tensor | None = None
+    mass_into: Tensor | None = None
     labels: Tensor | None = None
 
 
@@ -49,6 +52,18 @@ def apply_selection(selection: Selection, tokens: Tensor) -> Tensor:
     if selection.merge_into is None:
         return kept
     return _merge(kept, tokens, selection.merge_into, selection.merge)
+
+
+def kept_mass(selection: Selection, mass: Tensor) -> Tensor:
+    """How many tokens (B, K) each kept token stands for, from those (B, V) that each one stood for before."""
+    kept = take(mass, selection.keep)
+    into = selection.merge_into if selection.mass_into is None else selection.mass_into
+    if into is None:
+        return kept
+    # Slot K collects what goes nowhere; it is cut off again.
+    slot = torch.where(into < 0, kept.shape[1], into)
+    total = mass.new_zeros(len(mass), kept.shape[1] + 1).scatter_add_(1, slot, mass)[:, :-1]
+    return torch.where(total > 0, total, kept)
 
 
 def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) -> Tensor:

@@ -14,7 +14,7 @@ from vitcop.budget import Geometry, Plan
 from vitcop.errors import UnsupportedInputError
 from vitcop.families import Family
 from vitcop.methods.base import Method
-from vitcop.selection import apply_selection
+from vitcop.selection import apply_selection, kept_mass
 from vitcop.tokens import Needs, VisualTokens
 
 Clock = Callable[[str], None]
@@ -57,6 +57,7 @@ class Encoded:
         features: (B, K, D).
         index: (B, K) number of each token within its clip, ascending.
         labels: (B, K) or None.
+        mass: (B, K) tokens that each one stands for; None for methods without a bias.
         deepstack: side features (B, K, D), one for each of the model's first layers.
         fixed: (B, X, D) or None, for the placeholders that are no visual tokens.
     """
@@ -64,6 +65,7 @@ class Encoded:
     features: Tensor
     index: Tensor
     labels: Tensor | None
+    mass: Tensor | None
     deepstack: tuple[Tensor, ...]
     fixed: Tensor | None
 
@@ -118,11 +120,13 @@ class VisionStage:
 
     def _select(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Encoded:
         selection = self.method.select_frames(tokens, plan, geometry)
-        plain = replace(selection, features=None)
+        plain, features = replace(selection, features=None), tokens.features.flatten(1, 2)
+        one = torch.ones(features.shape[:2], device=features.device)
         return Encoded(
-            features=apply_selection(selection, tokens.features.flatten(1, 2)),
+            features=apply_selection(selection, features),
             index=selection.keep + tokens.first_frame * geometry.tokens_per_frame,
             labels=selection.labels,
+            mass=kept_mass(selection, one) if self.method.bias else None,
             deepstack=tuple(apply_selection(plain, side.flatten(1, 2)) for side in tokens.deepstack),
             fixed=tokens.fixed,
         )
@@ -159,6 +163,7 @@ def concatenate(parts: list[Encoded]) -> Encoded:
         features=torch.cat([part.features for part in parts], dim=1),
         index=torch.cat([part.index for part in parts], dim=1),
         labels=_join([part.labels for part in parts]),
+        mass=_join([part.mass for part in parts]),
         deepstack=tuple(torch.cat(sides, dim=1) for sides in zip(*(p.deepstack for p in parts), strict=True)),
         fixed=_join([part.fixed for part in parts]),
     )
@@ -182,6 +187,7 @@ def repeat_rows(encoded: Encoded, batch: int) -> Encoded:
         features=repeat(encoded.features),
         index=repeat(encoded.index),
         labels=None if encoded.labels is None else repeat(encoded.labels),
+        mass=None if encoded.mass is None else repeat(encoded.mass),
         deepstack=tuple(map(repeat, encoded.deepstack)),
         fixed=None if encoded.fixed is None else repeat(encoded.fixed),
     )

@@ -31,6 +31,7 @@ from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2
 from vitcop.methods.visionzip import VisionZip as VisionZip
 from vitcop.methods.vitcop import ViTCoP as ViTCoP
+from vitcop.methods.vitcop_video import ViTCoPVideo as ViTCoPVideo
 from vitcop.methods.vscan import VScan as VScan
 
 METHODS: dict[str, type[Method]] = {

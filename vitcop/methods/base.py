@@ -10,8 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from vitcop.budget import Geometry, Plan
+from vitcop.errors import UnsupportedModelError
 from vitcop.selection import Selection
 from vitcop.tokens import LayerTokens, Needs, VisualTokens
+
+ADDITIVE = ("sdpa", "eager")
+"""The attention implementations of transformers that take a mask to be added to the logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,11 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         check_shares(self, "retention_ratio")
+
+    @property
+    def bias(self) -> float:
+        """How much of the log of the tokens that a kept token stands for is added to its logits; see Proportional."""
+        return 0.0
 
     @property
     def needs(self) -> Needs:
@@ -69,6 +78,40 @@ class Method(ABC):
     def describe(self) -> str:
         """The method with all its settings, for logs and outputs."""
         return repr(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proportional(Method):
+    """A method whose kept tokens can be attended to in proportion to the tokens they stand for.
+
+    With `bias` a > 0, every query adds `a log(m)` to its logit of a visual token that stands for m tokens: those merged
+    into it, or dropped in its favour. At 1, a token of mass m counts as m equal ones at its position; prompt, questions
+    and decoded tokens all do it, in every layer. Needs attention that takes an additive mask (sdpa or eager).
+
+    Attributes:
+        bias: in [0, 1]; 0 leaves the attention as it is.
+    """
+
+    bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.bias <= 1:
+            raise ValueError(f"bias must be in [0, 1], got {self.bias}")
+
+    def bind(self, model: PreTrainedModel) -> Method:
+        """The method itself.
+
+        Raises:
+            UnsupportedModelError: there is a bias, and the model's attention takes none.
+        """
+        attention = model.config.get_text_config()._attn_implementation
+        if self.bias and attention not in ADDITIVE:
+            raise UnsupportedModelError(
+                f"bias={self.bias:g} of {self.name} can't be added under attn_implementation={attention!r}; "
+                f"use {' or '.join(map(repr, ADDITIVE))}, or bias=0"
+            )
+        return super().bind(model)
 
 
 def check_shares(method: Method, *names: str) -> None:

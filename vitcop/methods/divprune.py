@@ -8,27 +8,33 @@ from typing import ClassVar
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
+from vitcop.methods.base import Proportional
 from vitcop.methods.before import BeforeModel
+from vitcop.ops.farthest_points import nearest_point
 from vitcop.ops.similarity import farthest_points, unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class DivPrune(BeforeModel):
+class DivPrune(Proportional, BeforeModel):
     """Solve the max-min diversity problem over all tokens of the clip greedily, on cosine distance.
 
     The first token is the one whose nearest neighbour is farthest; each further one is the farthest from those chosen,
     `argmax_j min_(i in S) (1 - cos(i, j))`. Question-blind, needs no attention.
 
     Deviations: a chosen token is never chosen again, which the published code leaves to its distance being about 0.
-    Positions stay the original ones, tokens in their original order.
+    Positions stay the original ones, tokens in their original order. With a `bias`, a dropped token counts for the
+    kept one of highest cosine.
     """
 
     name: ClassVar[str] = "divprune"
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
-        return Selection(keep=divprune_order(tokens.features, plan.entering).sort(dim=1).values)
+        keep = divprune_order(tokens.features, plan.entering).sort(dim=1).values
+        return Selection(
+            keep=keep, mass_into=nearest_point(unit(tokens.features).flatten(1, 2), keep) if self.bias else None
+        )
 
 
 def divprune_order(features: Tensor, count: int) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, single_stage, solve_stages
-from vitcop.methods.base import Method, check_shares
+from vitcop.methods.base import Proportional, check_shares
 from vitcop.methods.before import required
 from vitcop.methods.inside import last_token_attention
 from vitcop.ops.density import density_peaks, gather_members
+from vitcop.ops.farthest_points import nearest_point
 from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
 from vitcop.ops.segments import Segments, split_at_changes
 from vitcop.ops.similarity import farthest_points, similarity_to_previous, unit
@@ -27,7 +28,7 @@ EPSILON = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlashVID(Method):
+class FlashVID(Proportional):
     """Pick salient and different tokens of each frame; merge what repeats over time into trees, and these in space.
 
     Segments as in FastVID. The share `alpha` of a frame's budget goes to tokens chosen greedily for their distance
@@ -42,7 +43,8 @@ class FlashVID(Method):
     the published 20 of 28 layers, the published 1.25-fold); no noise on densities; a token is chosen once where the
     authors may choose it again; the authors round up frame by frame, and here the tokens of lowest attention are
     dropped, or those of next highest added, until the total is exact. Positions stay the original ones. Encoders
-    without a CLS token give the mean attention received, as in the authors' code.
+    without a CLS token give the mean attention received, as in the authors' code. With a `bias`, a token counts for the
+    kept one of highest cosine.
 
     Attributes:
         diversity: whether ADTS weighs distances by attention alone or by likeness to the segment, too.
@@ -85,11 +87,18 @@ class FlashVID(Method):
         picked, roots, merged = self.choose(tokens.features, attention, segments, per_frame)
         features = torch.where(picked[..., None], tokens.features.float(), merged)
         mask = meet_count((picked | roots).flatten(1), attention.flatten(1), plan.entering)
-        return keep_mask(mask, plan.entering, features.flatten(1, 2))
+        return self._with_mass(keep_mask(mask, plan.entering, features.flatten(1, 2)), tokens.features.flatten(1, 2))
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         score = last_token_attention(tokens, own_layer=False)
-        return Selection(keep=top_k_in_order(score, plan.layers[tokens.layer]))
+        selection = Selection(keep=top_k_in_order(score, plan.layers[tokens.layer]))
+        return self._with_mass(selection, tokens.features)
+
+    def _with_mass(self, selection: Selection, features: Tensor) -> Selection:
+        """Where there is a bias, each token (B, V, D) counts for the kept one of highest cosine."""
+        if not self.bias:
+            return selection
+        return replace(selection, mass_into=nearest_point(unit(features), selection.keep))
 
     def segments(self, features: Tensor) -> Segments:
         similarity = similarity_to_previous(features.float().mean(dim=2))

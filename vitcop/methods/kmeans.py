@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
+from vitcop.methods.base import Proportional
 from vitcop.methods.before import BeforeModel
 from vitcop.ops.quotas import meet_count
 from vitcop.ops.similarity import farthest_points, unit
@@ -19,7 +20,7 @@ ROPE_BASE = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeans(BeforeModel):
+class KMeans(Proportional, BeforeModel):
     """Cluster the clip's tokens by cosine k-means and keep the mean of each cluster.
 
     Clusters are found on features turned by a rotary encoding of (frame, row, column), a third of the channels for

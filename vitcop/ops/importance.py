@@ -1,0 +1,84 @@
+"""How important a token of a clip is: what is unusual in the clip, and at its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from vitcop.ops.segments import Segments, with_first_frame
+
+SALIENT = 2.0
+"""Squared distance from the clip's mean, in mean squared distances, from which a token is fully salient."""
+CHANGED = 0.15
+"""Squared change from frame to frame, in twice the mean squared distance, from which a place shows something else."""
+CUT_CONTRAST = 2.0
+"""How many times that of the transitions around it the change at a cut is."""
+SCENE_FRAMES = 64
+"""Longest scene; what a place usually shows is not asked over a longer time."""
+LOUD = 8.0
+"""Length of a token, in median lengths, from which it is an outlier (a register or sink token)."""
+CHANNELS = 512
+"""Channels of float32 copies that exist at a time."""
+
+
+def taming(features: Tensor) -> Tensor:
+    """Factors (...) that bring outliers among (B, ..., D) tokens to the clip's median length; 1 for all others."""
+    length = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+    usual = length.flatten(1).median(dim=1).values.view(-1, *[1] * (length.dim() - 1))
+    return torch.where(length > LOUD * usual, usual / length, 1.0)
+
+
+def importance(
+    features: Tensor, scale: Tensor, *, floor: float, motion: float, inside_run: float, scenes: bool
+) -> Tensor:
+    """Weights (B, F, N) in (0, 1] of tokens (B, F, N, D) times `scale` (B, F, N), see `taming`.
+
+    With y the token less the clip's mean, and S the mean of |y|^2 over the clip: salient is |y|^2 / 2S, at most 1;
+    moving is |y - mean of y at its place over the scene|^2 / S, at most 1; a place changes between two frames where
+    |difference|^2 > 0.15 * 2S. The weight is `floor` and the rest shared by salient and moving, times `inside_run`
+    where the place changes neither before nor after.
+    """
+    square, change = torch.zeros_like(scale), torch.zeros_like(scale[:, 1:])
+    for tokens in _centred(features, scale):
+        square += _square(tokens)
+        change += _square(tokens[:, 1:] - tokens[:, :-1])
+    spread = square.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    change /= 2 * spread
+    scene = find_scenes(change) if scenes else None
+    away = torch.zeros_like(scale)
+    for tokens in _centred(features, scale):
+        away += _square(tokens - (scene.mean(tokens) if scene else tokens.mean(dim=1, keepdim=True)))
+
+    weight = (1 - motion) * (square / (SALIENT * spread)).clamp(max=1) + motion * (away / spread).clamp(max=1)
+    changed = with_first_frame(change > CHANGED)
+    ends = changed | torch.cat([changed[:, 1:], torch.ones_like(changed[:, :1])], dim=1)
+    return (floor + (1 - floor) * weight) * torch.where(ends, 1.0, inside_run)
+
+
+def find_scenes(change: Tensor) -> Segments:
+    """Scenes of clips by the change (B, F - 1, N) of each place between two frames, in twice the mean square.
+
+    There is a cut where more than half of the places show something else, and change far more than in the transitions
+    before and after, which motion of the camera and a flash do not. Very long clips are cut evenly as well.
+    """
+    usual = change.median(dim=2).values
+    # A transition without neighbours on both sides is no cut: in a scene of one frame nothing moves.
+    around = pad(usual, (1, 1), value=torch.inf)
+    cut = (usual > CHANGED) & (usual > CUT_CONTRAST * torch.maximum(around[:, :-2], around[:, 2:]))
+    frames = usual.shape[1] + 1
+    part = torch.arange(frames, device=usual.device) * -(-frames // SCENE_FRAMES) // frames
+    return Segments.from_starts(with_first_frame(cut | (part.diff() > 0)))
+
+
+def _centred(features: Tensor, scale: Tensor) -> Iterator[Tensor]:
+    """Tokens times `scale` less their mean over the clip, float32, some channels at a time."""
+    for part in features.split(CHANNELS, dim=-1):
+        tokens = part.float() * scale[..., None]
+        yield tokens.sub_(tokens.mean(dim=(1, 2), keepdim=True))
+
+
+def _square(tokens: Tensor) -> Tensor:
+    return tokens.square().sum(dim=-1)
