@@ -100,6 +100,6 @@ def questions_to_show(difference: float, disagreement: float, power: float = POW
     if not 0 < difference <= 1:
         raise ValueError(f"difference is {difference!r}; it must be in (0, 1]")
     disagreement = max(disagreement, difference)
-    significant, found = norm.ppf([(1 + LEVEL) / 2, power])
+    significant, found = float(norm.ppf((1 + LEVEL) / 2)), float(norm.ppf(power))
     root = significant * math.sqrt(disagreement) + found * math.sqrt(disagreement - difference**2)
     return math.ceil((root / difference) ** 2)
