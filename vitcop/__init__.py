@@ -10,6 +10,7 @@ print(stats.last)
 from vitcop.cache import record_of
 from vitcop.errors import ProfileError, UnreachableBudgetError, UnsupportedInputError, UnsupportedModelError
 from vitcop.families import Family, family_of
+from vitcop.join import join, mask_of_new_tokens, select
 from vitcop.methods import METHODS, Method, ViTCoP, get_method
 from vitcop.pruning import prune
 from vitcop.stats import PrefillRecord, PruneStats
@@ -29,6 +30,9 @@ __all__ = [
     "VisionCache",
     "family_of",
     "get_method",
+    "join",
+    "mask_of_new_tokens",
     "prune",
     "record_of",
+    "select",
 ]

@@ -18,13 +18,22 @@ from vitcop.inputs import Args, Call, Kwargs, check_mask, hidden_states, holds, 
 from vitcop.language import KVCache
 from vitcop.stats import PrefillRecord
 
-LAYOUT, RECORD = "vitcop_layout", "vitcop_record"
-"""Attributes of a cache that a prefill inside `prune` has filled; copies of the cache have them too."""
+LAYOUT, UNPRUNED_LAYOUT, RECORD = "vitcop_layout", "vitcop_unpruned_layout", "vitcop_record"
+"""Attributes of a cache that a prefill inside `prune` has filled; copies of the cache have them too.
+
+A cache from which nothing was pruned goes on by itself, exactly as without `prune`, as long as it stands alone. What is
+known of its layout is there for `join` and `select`.
+"""
 
 
 def layout_of(cache: KVCache | None) -> CacheLayout | None:
-    """The layout of a pruned cache; None if the cache was not pruned."""
+    """The layout by which a forward goes on from a cache; None if the model goes on by itself."""
     return getattr(cache, LAYOUT, None)
+
+
+def known_layout(cache: KVCache | None) -> CacheLayout | None:
+    """What is known of a cache's layout, whether it was pruned or not; None if it was not filled inside `prune`."""
+    return layout_of(cache) or getattr(cache, UNPRUNED_LAYOUT, None)
 
 
 def record_of(cache: KVCache | None) -> PrefillRecord | None:
@@ -46,6 +55,8 @@ class CacheLayout:
         seen: tokens of the unpruned sequence so far.
         next_position: (B,) position of the next token.
         tail: (B,) how many of the last tokens may be taken back: none that a visual token or a selection depends on.
+        padding: for each stage, how many of the first columns are filling in each of the B rows, as far as that is
+            known without asking the device; empty where the rows were never joined with longer ones.
     """
 
     next_position: Tensor
@@ -55,6 +66,11 @@ class CacheLayout:
     cached: list[int] = field(default_factory=list)
     valid: list[Tensor | None] = field(default_factory=list)
     bias: list[Tensor | None] = field(default_factory=list)
+    padding: list[list[int]] = field(default_factory=list)
+
+    def row_padding(self, stage: int) -> list[int]:
+        """How many of the first columns of a stage are filling, for each row."""
+        return self.padding[stage] if self.padding else [0] * len(self.next_position)
 
     def enter_stage(self, length: int, valid: Tensor | None, bias: Tensor | None) -> None:
         """Note, in order of stages during the prefill, that the layers of the next stage cache `length` tokens."""
@@ -103,6 +119,7 @@ class CacheLayout:
         repeats = batch // rows
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
         self.tail = self.tail.repeat_interleave(repeats, dim=0)
+        self.padding = [[count for count in counts for _ in range(repeats)] for counts in self.padding]
         self.valid = [None if mask is None else mask.repeat_interleave(repeats, dim=0) for mask in self.valid]
         self.bias = [None if bias is None else bias.repeat_interleave(repeats, dim=0) for bias in self.bias]
 
@@ -145,10 +162,15 @@ class CacheLayout:
         return position_ids
 
 
+def holds_any_lengths(cache: KVCache) -> bool:
+    """Whether every layer of a cache may have its own length."""
+    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return plain and not getattr(cache, "is_compileable", False) and not getattr(cache, "offloading", False)
+
+
 def check_cache(cache: KVCache) -> None:
     """Raise UnsupportedInputError unless every layer of the cache may have its own length."""
-    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    if not plain or getattr(cache, "is_compileable", False) or getattr(cache, "offloading", False):
+    if not holds_any_lengths(cache):
         raise UnsupportedInputError(
             f"{type(cache).__name__} can't hold layers of different lengths; use the default DynamicCache "
             "(no cache_implementation such as 'static', 'quantized' or 'offloaded')"

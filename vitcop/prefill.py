@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from vitcop.budget import Geometry, Plan
-from vitcop.cache import LAYOUT, RECORD, CacheLayout, check_cache
+from vitcop.cache import LAYOUT, RECORD, UNPRUNED_LAYOUT, CacheLayout, check_cache, holds_any_lengths
 from vitcop.cost import decoder_macs
 from vitcop.errors import UnsupportedInputError
 from vitcop.families import Family, Inputs
@@ -90,6 +90,7 @@ class Prefill:
         seen: tokens of the unpruned prompt.
         keeps_cache: whether the caller gets the cache (`use_cache`); pruning needs one either way.
         kept_index: see PrefillRecord.
+        layout: of the cache being filled; None until the language model is entered.
     """
 
     family: Family
@@ -100,6 +101,31 @@ class Prefill:
     seen: int
     keeps_cache: bool
     kept_index: dict[str, Tensor] = field(default_factory=dict)
+    layout: CacheLayout | None = None
+    layout_attribute: ClassVar[str] = UNPRUNED_LAYOUT
+
+    def before_text(self, kwargs: Kwargs) -> None:
+        """Note where the prompt's positions end, so that its cache can go on among others (`vitcop.join`).
+
+        Args:
+            kwargs: what the language model is given.
+        """
+        position_ids, mask = kwargs.get("position_ids"), kwargs.get("attention_mask")
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            return  # a mask of the caller's own making: what it hides is not known
+        device = kwargs["inputs_embeds"].device
+        if position_ids is None:  # the model counts from 0 over padding and tokens alike
+            position_ids = torch.arange(self.seen, device=device)[None]
+            end = position_ids[:, -1].expand(self.batch)
+        else:
+            end = last_position(position_ids, self.batch, None if mask is None else mask.bool())
+        self.layout = CacheLayout(
+            seen=self.seen,
+            next_position=end + 1,
+            tail=torch.full((self.batch,), self.seen - 1, device=device),
+            stage_of_layer=[0] * self.family.language.num_layers,
+        )
+        self.layout.enter_stage(self.seen, None if mask is None else mask.bool(), None)
 
     def before_layer(self, layer: int, args: Args, kwargs: Kwargs) -> Call | None:
         """The arguments that a decoder layer gets instead; None where it gets its own."""
@@ -128,6 +154,8 @@ class Prefill:
         )
         if cache is not None:
             setattr(cache, RECORD, record)
+            if self.layout is not None and holds_any_lengths(cache):
+                setattr(cache, self.layout_attribute, self.layout)
         return record
 
 
@@ -137,7 +165,7 @@ class PrunedPrefill(Prefill):
 
     Attributes:
         places: (B, P) positions of the clip's placeholders in the prompt.
-        sequence, layout: there from `enter` on.
+        sequence: there from `enter` on.
         previous_hidden, embeds, embeds_visual: see LayerTokens.
     """
 
@@ -146,7 +174,7 @@ class PrunedPrefill(Prefill):
     positions: Positions
     clock: Clock
     sequence: Sequence = field(init=False)
-    layout: CacheLayout = field(init=False)
+    layout_attribute: ClassVar[str] = LAYOUT
     previous_hidden: Tensor | None = None
     embeds: Tensor | None = None
     embeds_visual: Tensor | None = None
@@ -196,6 +224,12 @@ class PrunedPrefill(Prefill):
             "past_key_values": self.cache,
             "use_cache": True,
         }
+
+    @property
+    def _layout(self) -> CacheLayout:
+        """The layout, which is there from `enter` on."""
+        assert self.layout is not None
+        return self.layout
 
     def _split_places(self) -> tuple[Tensor, Tensor]:
         """Positions (B, V) of the visual tokens, and (B, X) of the clip's other placeholders."""
@@ -252,7 +286,7 @@ class PrunedPrefill(Prefill):
         self.previous_hidden = hidden if needs.previous_hidden and layer + 1 in self.plan.layers else None
         # Layers rotate by `position_embeddings`; in position ids with gaps, flash attention would see packed prompts.
         changed: Kwargs = {"position_ids": None}
-        bias = self.layout.bias[-1]
+        bias = self._layout.bias[-1]
         if sequence.rotary is not None:
             changed |= {"position_embeddings": sequence.rotary}
         if sequence.rotary is not None or bias is not None:
@@ -264,7 +298,7 @@ class PrunedPrefill(Prefill):
 
     def _enter_stage(self) -> None:
         sequence = self.sequence
-        self.layout.enter_stage(sequence.length, sequence.valid, sequence.bias(self.method.bias))
+        self._layout.enter_stage(sequence.length, sequence.valid, sequence.bias(self.method.bias))
 
     def _prune(self, layer: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
         """Let the method choose among the visual tokens in `hidden` (B, S, D); what is left of it (B, S', D)."""
@@ -299,18 +333,13 @@ class PrunedPrefill(Prefill):
             valid=self.sequence.valid,
             rotary=rotary,
             after=self.sequence.after,
-            next_position=self.layout.next_position,
+            next_position=self._layout.next_position,
         )
 
     # -- afterwards -------------------------------------------------------------------------------------------------
 
     def lengths(self) -> tuple[int, ...]:
-        return self.layout.per_layer
-
-    def finish(self, cache: KVCache | None) -> PrefillRecord:
-        if cache is not None:
-            setattr(cache, LAYOUT, self.layout)
-        return super().finish(cache)
+        return self._layout.per_layer
 
 
 def new_cache(family: Family, given: KVCache | None) -> KVCache:

@@ -201,7 +201,8 @@ class prune:
     # -- the language model -----------------------------------------------------------------------------------------
 
     def _before_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        if isinstance(self._active, Prefill) and self._keeps_all:  # only the time is taken
+        if isinstance(self._active, Prefill) and self._keeps_all:
+            self._active.before_text(kwargs)
             self.clock("vision")
             self.clock("selection")
 
