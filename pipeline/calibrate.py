@@ -15,8 +15,8 @@ import tyro
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.model.answering import model_inputs
 from pipeline.model.load import LoadedModel, load_model
+from pipeline.model.prefix import model_inputs
 from pipeline.model.prompt import PromptBuilder, Question
 from pipeline.video import VideoError, decode
 from pipeline.video.sampling import Sampling
@@ -76,8 +76,9 @@ def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> It
     frames, placeholders = loaded.frame_processor, family_of(loaded.model).placeholders
     video = decode(path, Sampling(num_frames=config.num_frames), frames.frame_size)
     pixels = model_inputs(loaded, video)
-    texts = {"video": frames.video_text, "visual_token": frames.visual_token}
-    prompts = PromptBuilder(loaded.tokenizer, AnswerConfig(), show_options=False, **texts)
+    prompts = PromptBuilder(
+        loaded.tokenizer, AnswerConfig(), show_options=False, video=frames.video_text, visual_token=frames.visual_token
+    )
     for text in config.question:
         prompt = prompts.build(Question(question=text), frames.placeholders(pixels, video.times))
         inputs = {"input_ids": torch.tensor([prompt.ids], device=loaded.device), **pixels}

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -96,7 +96,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type a setting is declared with: an int may stand for a float and text for a path."""
     if hint is Options:
         hint = Mapping
-    alternatives = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for alternative in alternatives:
         if get_origin(alternative) is tuple and isinstance(value, list | tuple):
             return tuple(_coerce(get_args(alternative)[0], item, where) for item in value)

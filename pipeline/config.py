@@ -148,6 +148,22 @@ class AnswerConfig:
     auto: generate, unless the checkpoint's config.json has another `choice_scoring` (embedded: likelihood)."""
     max_new_tokens: int = 64
     """Longest generated answer, in tokens."""
+    min_new_tokens: int = 0
+    """Shortest generated answer, in tokens."""
+    temperature: float = 0.0
+    """0: always the most likely token. Above: tokens are drawn, from flatter probabilities the higher it is."""
+    top_p: float = 1.0
+    """Draw among the most likely tokens whose probabilities add up to this."""
+    top_k: int = 0
+    """Draw among this many most likely tokens. 0: all."""
+    seed: int = 0
+    """What the drawing starts from. A row draws the same tokens whatever else is answered beside it."""
+    num_samples: int = 1
+    """Texts drawn for each question; all of them are in the column `samples`, the first is the prediction."""
+    repetition_penalty: float | None = None
+    """Above 1: tokens that are there already become less likely. None: as the checkpoint says."""
+    stop: tuple[str, ...] = ()
+    """Texts before which an answer ends."""
     prompt: str = "{{ question }}"
     """What the user says after the video: a Jinja2 template over all columns of the manifest, such as
     "{{ category }}: {{ question }}", or @FILE with one. {{ question }} is followed by the options where they are shown,
@@ -158,6 +174,17 @@ class AnswerConfig:
 
     def __post_init__(self) -> None:
         _require(self.max_new_tokens > 0, "max_new_tokens", self.max_new_tokens, "positive")
+        fits = 0 <= self.min_new_tokens <= self.max_new_tokens
+        _require(fits, "min_new_tokens", self.min_new_tokens, f"from 0 to max_new_tokens, {self.max_new_tokens}")
+        _require(0 <= self.temperature <= 100, "temperature", self.temperature, "in [0, 100]")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
+        _require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
+        _require(self.num_samples > 0, "num_samples", self.num_samples, "positive")
+        differ = self.num_samples == 1 or self.temperature > 0
+        _require(differ, "num_samples", self.num_samples, "1 at temperature 0, where all samples are alike")
+        penalty = self.repetition_penalty
+        _require(penalty is None or 0 < penalty <= 100, "repetition_penalty", penalty, "in (0, 100]")
+        _require(all(self.stop), "stop", self.stop, "texts that are not empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +203,10 @@ class RunConfig:
     """Processes that each load the model. None: one per GPU, or one on the CPU."""
     gpus_per_worker: float | None = None
     """None: 1 when the cluster has GPUs, else 0."""
+    batch_rows: Literal["auto"] | int = "auto"
+    """Answers that a worker generates at the same time; more need more memory. auto: what suits the device."""
+    memory_fraction: float = 0.9
+    """Of a GPU's memory, what a worker may use."""
     decode_ahead: int = 2
     """Clips that a worker has decoded in advance."""
     shard_size: int = 256
@@ -188,6 +219,8 @@ class RunConfig:
         _require(self.workers is None or self.workers > 0, "workers", self.workers, "positive")
         gpus = self.gpus_per_worker
         _require(gpus is None or gpus >= 0, "gpus_per_worker", gpus, "0 or more")
+        _require(self.batch_rows == "auto" or self.batch_rows > 0, "batch_rows", self.batch_rows, "auto or positive")
+        _require(0 < self.memory_fraction <= 1, "memory_fraction", self.memory_fraction, "in (0, 1]")
         _require(self.decode_ahead >= 0, "decode_ahead", self.decode_ahead, "0 or more")
         _require(self.shard_size > 0, "shard_size", self.shard_size, "positive")
         _require(self.progress_interval > 0, "progress_interval", self.progress_interval, "positive")

@@ -3,7 +3,10 @@
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
 
 from pipeline.config import FrameConfig
 from pipeline.errors import RowError
@@ -19,6 +22,10 @@ class TimedVideo:
     video: DecodedVideo
     seconds: float
 
+    def without_frames(self) -> Self:
+        """The same without the pictures, for when the model has them."""
+        return replace(self, video=replace(self.video, frames=np.empty((0, 0, 0, 3), np.uint8)))
+
 
 def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None, *, again: bool = False) -> TimedVideo:
     """The frames of a clip that the settings ask for.
@@ -30,18 +37,23 @@ def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None, *, again: bo
     Raises:
         RowError: `video_...`, the video can't be used.
     """
-    if again and frames.decoder == "auto":
-        frames = dataclasses.replace(frames, decoder="pyav")
-    (video,) = decode_samplings(clip, [frames], size)
+    (video,) = decode_samplings(clip, [frames], size, again=again)
     return video
 
 
-def decode_samplings(clip: Clip, settings: Sequence[FrameConfig], size: Size | None) -> list[TimedVideo]:
+def decode_samplings(
+    clip: Clip, settings: Sequence[FrameConfig], size: Size | None, *, again: bool = False
+) -> list[TimedVideo]:
     """The frames of a clip as each of several settings with one decoder asks for them, from one pass over the file.
+
+    Args:
+        again: see `decode_clip`.
 
     Raises:
         RowError: `video_...`, the video can't be used as one of them asks.
     """
+    if again and settings[0].decoder == "auto":
+        settings = [dataclasses.replace(frames, decoder="pyav") for frames in settings]
     videos, seconds = _decode(clip.path, [(clip, frames) for frames in settings], size)
     for video in videos:
         if isinstance(video, VideoError):

@@ -2,6 +2,6 @@
 
 from pipeline.cluster.connect import EngineConfig
 from pipeline.cluster.engine import ClipResult, Engine
-from pipeline.cluster.worker import Answerer, Build
+from pipeline.cluster.worker import Answerer, Build, OneByOne
 
-__all__ = ["Answerer", "Build", "ClipResult", "Engine", "EngineConfig"]
+__all__ = ["Answerer", "Build", "ClipResult", "Engine", "EngineConfig", "OneByOne"]

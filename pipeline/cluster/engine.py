@@ -13,6 +13,7 @@ What can go wrong, and what it costs:
 - a model that can't be loaded: `ConfigError`, the job ends.
 """
 
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +58,11 @@ class _Job(Generic[ClipT]):
     clip: ClipT
     deaths: int = 0
 
+    @property
+    def rows(self) -> int:
+        """Questions of the clip."""
+        return len(getattr(self.clip, "rows", ())) or 1
+
 
 @dataclass(eq=False)
 class _WorkerHandle(Generic[ClipT]):
@@ -64,14 +70,24 @@ class _WorkerHandle(Generic[ClipT]):
 
     actor: Any
     loading: Any
+    rows: int = 1
+    """Rows of clips that its model works on at the same time."""
     jobs: dict[Any, _Job[ClipT]] = field(default_factory=dict)
 
-    def has_room(self, job: _Job[ClipT], window: int) -> bool:
-        """Whether the worker can take the job now: one that lost a worker before only alone."""
+    def has_room(self, job: _Job[ClipT], ahead: int) -> bool:
+        """Whether the worker can take the job now: one that lost a worker before only alone.
+
+        Args:
+            ahead: clips to be decoded beside those that the model works on.
+        """
         if self.loading is not None:
             return False
-        alone = job.deaths > 0 or any(other.deaths for other in self.jobs.values())
-        return len(self.jobs) < (1 if alone else window)
+        if job.deaths > 0 or any(other.deaths for other in self.jobs.values()):
+            return not self.jobs
+        # The clips that the model has no room for yet are those decoded ahead.
+        before = [0, *itertools.accumulate(other.rows for other in self.jobs.values())]  # rows ahead of each clip
+        decoded_ahead = sum(rows >= self.rows for rows in before)  # this one, if it were taken, among them
+        return decoded_ahead <= ahead
 
 
 class Engine(Generic[ClipT]):
@@ -164,8 +180,8 @@ class Engine(Generic[ClipT]):
     def _hand_out(self, queue: deque[_Job[ClipT]]) -> None:
         """Hands jobs to the workers that have room, the idlest first."""
         while queue:
-            window = 1 + self.config.decode_ahead
-            with_room = [handle for handle in self._handles if handle.has_room(queue[0], window)]
+            ahead = self.config.decode_ahead
+            with_room = [handle for handle in self._handles if handle.has_room(queue[0], ahead)]
             if not with_room:
                 return
             handle = min(with_room, key=lambda handle: len(handle.jobs))
@@ -181,7 +197,7 @@ class Engine(Generic[ClipT]):
     def _finish_loading(self, handle: _WorkerHandle[ClipT]) -> None:
         """Lets a worker whose model is loaded join in; tries anew where a model has been loaded before."""
         try:
-            ray.get(handle.loading)
+            handle.rows = ray.get(handle.loading)
         except RayTaskError as failure:
             if not self._loaded:
                 raise load_error(failure) from failure

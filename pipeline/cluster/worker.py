@@ -1,9 +1,13 @@
 """A worker: the Ray actor that holds one model, and the decode tasks that feed it."""
 
 import asyncio
+import itertools
 import os
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
@@ -16,17 +20,78 @@ DECODE_CRASHED = "decode_crashed"
 
 
 class Answerer(Protocol):
-    """A loaded model with the decoder that suits it, as a worker holds it."""
+    """A loaded model with the decoder that suits it, as a worker holds it.
+
+    Clips come in with `add`; `step` is called as long as it is `busy`. It runs in one thread.
+    """
 
     @property
-    def decode(self) -> Callable[[Any], Any]:
-        """Makes frames of a clip; picklable, since it runs in another process. A `RowError` is the clip's error."""
+    def decode(self) -> Callable[..., Any]:
+        """Makes frames of a clip; picklable, since it runs in another process. A `RowError` is the clip's error.
 
-    def answer(self, clip: Any, video: Any) -> Any:
-        """What the clip's frames say, picklable and small.
-
-        A `RowError` is the clip's error; `SystemExit` ends the worker, for when the process can't answer any more.
+        It is called with `again=True` when the process of a first try was lost.
         """
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows of clips that it can work on at the same time."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another clip would be worked on soon."""
+
+    def add(self, ticket: int, clip: Any, video: Any) -> None:
+        """Take in a clip with its frames."""
+
+    def step(self) -> list[tuple[int, Any]]:
+        """Do the next piece of work; returns the clips that it finished, as (ticket, result).
+
+        A result is picklable and small; a `RowError` is the clip's error. `SystemExit` ends the worker, for when the
+        process can't answer any more. After any other exception `clear` is called.
+        """
+
+    def clear(self) -> None:
+        """Forget all clips that are not finished."""
+
+
+class OneByOne(ABC):
+    """An `Answerer` that works on one clip at a time."""
+
+    rows_in_flight = 1
+
+    def __init__(self) -> None:
+        self._clips: deque[tuple[int, Any, Any]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._clips)
+
+    @property
+    def has_room(self) -> bool:
+        return not self._clips
+
+    def add(self, ticket: int, clip: Any, video: Any) -> None:
+        self._clips.append((ticket, clip, video))
+
+    def step(self) -> list[tuple[int, Any]]:
+        ticket, clip, video = self._clips[0]
+        try:
+            result = self.answer(clip, video)
+        except RowError as error:
+            result = error
+        self._clips.popleft()
+        return [(ticket, result)]
+
+    def clear(self) -> None:
+        self._clips.clear()
+
+    @abstractmethod
+    def answer(self, clip: Any, video: Any) -> Any:
+        """What the clip's frames say, picklable and small. A `RowError` is the clip's error."""
 
 
 Build = Callable[[int], Answerer]
@@ -37,25 +102,98 @@ class WorkerExit(Exception):
     """What ended a worker from within."""
 
 
+@dataclass(eq=False)
+class _Decoded:
+    """A clip that waits for the model, and who waits for its result."""
+
+    clip: Any
+    video: Any
+    result: asyncio.Future[Any]
+
+
 class Worker:
-    """One model. Calls to `answer` decode side by side and take turns at the model."""
+    """One model. Calls to `answer` decode side by side; the model takes what is decoded from an inbox."""
 
     def __init__(self, build: Build, decode_timeout: float) -> None:
         self.build = build
         self.decode_timeout = decode_timeout
         self.model_thread = ThreadPoolExecutor(max_workers=1)
         self.exit_reason: str | None = None
+        self.inbox: deque[_Decoded] = deque()
+        self.taken: dict[int, _Decoded] = {}
+        self.tickets = itertools.count()
+        self.wake = asyncio.Event()
 
-    async def load(self, threads: int) -> None:
+    async def load(self, threads: int) -> int:
+        """Load the model; returns how many rows of clips it works on at the same time."""
         self.answerer = await self._in_model_thread(self.build, min(threads, os.cpu_count() or 1))
+        self.serving = asyncio.create_task(self._serve())
+        return self.answerer.rows_in_flight
 
     async def answer(self, clip: Any) -> Any:
         """The clip's answers, or a `RowError`."""
         try:
             video = await self._decode(clip)
-            return await self._in_model_thread(self.answerer.answer, clip, video)
         except RowError as error:
             return error
+        waiting = _Decoded(clip, video, asyncio.get_running_loop().create_future())
+        self.inbox.append(waiting)
+        self.wake.set()
+        return await waiting.result
+
+    async def _serve(self) -> None:
+        """Give the model what is decoded, and hand out what it has finished, for as long as the process lives."""
+        while True:
+            while self.inbox and self.answerer.has_room:
+                self._take(self.inbox.popleft())
+            if not self.answerer.busy:
+                self.wake.clear()
+                await self.wake.wait()
+                continue
+            if (failure := await self._step()) is not None:
+                await self._find_culprit(failure)
+
+    def _take(self, waiting: _Decoded) -> None:
+        ticket = next(self.tickets)
+        self.taken[ticket] = waiting
+        self.answerer.add(ticket, waiting.clip, waiting.video)
+
+    async def _step(self) -> BaseException | None:
+        """One step of the model; returns what it raised."""
+        step = self._in_model_thread(self.answerer.step)
+        outcome: Any = (await asyncio.gather(step, return_exceptions=True))[0]
+        if isinstance(outcome, BaseException):
+            return outcome
+        for ticket, result in outcome:
+            self.taken.pop(ticket).result.set_result(result)
+        return None
+
+    async def _find_culprit(self, failure: BaseException) -> None:
+        """After an exception that no clip was blamed for: each clip in flight anew, alone."""
+        suspects = deque(self.taken.values())
+        alone = len(suspects) == 1
+        self._forget()
+        while suspects and not isinstance(failure, WorkerExit):
+            suspect = suspects.popleft()
+            raised = failure if alone else await self._answer_alone(suspect)
+            if raised is not None:
+                self._forget()
+                suspect.result.set_exception(raised)
+                failure = raised
+        for suspect in suspects:  # the process can't answer any more
+            suspect.result.set_exception(failure)
+
+    async def _answer_alone(self, waiting: _Decoded) -> BaseException | None:
+        """Steps until a clip is finished; returns what one of them raised."""
+        self._take(waiting)
+        while self.taken:
+            if (failure := await self._step()) is not None:
+                return failure
+        return None
+
+    def _forget(self) -> None:
+        self.taken.clear()
+        self.answerer.clear()
 
     async def _in_model_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()
@@ -72,15 +210,15 @@ class Worker:
 
     async def _decode(self, clip: Any) -> Any:
         try:
-            return await self._decode_once(clip)
+            return await self._decode_once(clip, again=False)
         except RowError as error:
             if error.error_type != DECODE_CRASHED:
                 raise
-        return await self._decode_once(clip)
+        return await self._decode_once(clip, again=True)
 
-    async def _decode_once(self, clip: Any) -> Any:
+    async def _decode_once(self, clip: Any, *, again: bool) -> Any:
         """Frames from a decode task, whose first item says that it has begun: from then on it has its seconds."""
-        items = _decode_task.remote(self.answerer.decode, clip)
+        items = _decode_task.remote(self.answerer.decode, clip, again)
         try:
             await _next_item(items)
             video = await asyncio.wait_for(_next_item(items), self.decode_timeout)
@@ -105,10 +243,10 @@ async def _next_item(items: Any) -> Any:
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
-def _decode_task(decode: Callable[[Any], Any], clip: Any) -> Iterator[Any]:
+def _decode_task(decode: Callable[..., Any], clip: Any, again: bool) -> Iterator[Any]:
     """None when the task begins, then the frames or a `RowError`."""
     yield None
     try:
-        yield decode(clip)
+        yield decode(clip, again=again)
     except RowError as error:
         yield error

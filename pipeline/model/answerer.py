@@ -11,7 +11,11 @@ import torch
 from pipeline.config import JobConfig
 from pipeline.decoding import TimedVideo, decode_clip
 from pipeline.manifest import Clip
-from pipeline.model.answering import Answer, Question, VideoQA
+from pipeline.model.answer import Answer
+from pipeline.model.answering import VideoQA, build_method
+from pipeline.model.load import load_model
+from pipeline.model.prompt import Question
+from pipeline.model.rows import RowLimit
 from pipeline.output import error_columns
 
 
@@ -32,13 +36,14 @@ def questions_of(clip: Clip) -> list[Question]:
             answer=row.answer,
             answer_index=row.answer_index,
             columns=row.columns,
+            name=row.sample_id,
         )
         for row in clip.rows
     ]
 
 
 class ClipAnswerer:
-    """Answers clips; the engine's `Answerer`.
+    """Answers the questions of many clips at a time; the engine's `Answerer`.
 
     Args:
         threads: CPU threads that the model may use.
@@ -50,23 +55,54 @@ class ClipAnswerer:
     def __init__(self, config: JobConfig, threads: int) -> None:
         torch.set_num_threads(threads)
         self.config = config
-        self.model = VideoQA(config)
+        loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
+        method = build_method(config.prune)
+        self.model = VideoQA(loaded, method, config.answer, frame_chunk=config.prune.frame_chunk)
+        rows = None if config.run.batch_rows == "auto" else config.run.batch_rows
+        self.limit = RowLimit(loaded, rows, config.run.memory_fraction)
+        self.videos: dict[int, TimedVideo] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.session = self.model.session(self.limit)
+        self.session.__enter__()
 
     @property
     def decode(self) -> Callable[[Clip], TimedVideo]:
         return partial(decode_clip, frames=self.config.frames, size=self.model.frame_size)
 
+    @property
+    def rows_in_flight(self) -> int:
+        return self.limit.rows
+
+    @property
+    def busy(self) -> bool:
+        return self.session.busy
+
+    @property
+    def has_room(self) -> bool:
+        return self.session.has_room
+
+    def add(self, ticket: int, clip: Clip, video: TimedVideo) -> None:
+        self.videos[ticket] = video.without_frames()
+        self.session.add(ticket, video.video, questions_of(clip))
+
     @exit_when_device_fails()
-    def answer(self, clip: Clip, video: TimedVideo) -> list[dict[str, Any]]:
-        """The answer columns of each of the clip's rows."""
-        return answer_columns(video, self.model.answer(video.video, questions_of(clip)))
+    def step(self) -> list[tuple[int, list[dict[str, Any]]]]:
+        """The finished clips, each with the answer columns of its rows."""
+        return [(ticket, answer_columns(self.videos.pop(ticket), answers)) for ticket, answers in self.session.step()]
+
+    def clear(self) -> None:
+        self.session.__exit__(None, None, None)
+        self.videos.clear()
+        self._begin()
 
 
 def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """What the output says of each answer, the clip's frames included. Decode time counts for the first row."""
     video = timed.video
     shared = {
-        "num_frames": len(video.frames),
+        "num_frames": len(video.timestamps),
         "requested_frames": video.requested_frames,
         "lost_frames": list(video.lost),
         "timestamps": video.timestamps.tolist(),

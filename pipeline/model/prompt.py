@@ -25,6 +25,7 @@ class Question:
         answer: the right answer; of multiple choice the option's text, letter or index.
         answer_index: of the right option, where that is already known.
         columns: what else the prompt's templates use, by column.
+        name: tells the question from others; random numbers start from it. Without one, from the prompt.
     """
 
     question: str
@@ -32,6 +33,7 @@ class Question:
     answer: str | None = None
     answer_index: int | None = None
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    name: str = ""
 
     @property
     def right_option(self) -> int | None:

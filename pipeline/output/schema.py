@@ -9,6 +9,7 @@ from pipeline.errors import RowError
 ANSWER_SCHEMA = pa.schema(
     {
         "prediction": pa.string(),
+        "samples": pa.list_(pa.string()),
         "choice": pa.int32(),
         "correct": pa.bool_(),
         "status": pa.string(),

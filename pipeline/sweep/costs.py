@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline.decoding import TimedVideo
 from pipeline.manifest import Clip
+from pipeline.model.answer import Answer
 from pipeline.model.answerer import exit_when_device_fails, questions_of
-from pipeline.model.answering import Answer, Question
+from pipeline.model.prompt import Question
 from pipeline.sweep.cells import FULL, Cell
 from pipeline.sweep.timing import doubt, spread
 from pipeline.sweep.worker import SweepModel

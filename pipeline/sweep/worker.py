@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 
-from pipeline.config import FrameConfig, JobConfig, SweepJobConfig
+from pipeline.cluster import OneByOne
+from pipeline.config import FrameConfig, SweepJobConfig
 from pipeline.decoding import TimedVideo, decode_samplings
 from pipeline.manifest import Clip
 from pipeline.model.answerer import answer_columns, exit_when_device_fails, questions_of
-from pipeline.model.answering import VideoQA, model_inputs
+from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
+from pipeline.model.prefix import model_inputs
 from pipeline.sweep.cells import UNREACHABLE, Cell, cells_of
 from vitcop import VisionCache
 
 
-class SweepModel:
+class SweepModel(OneByOne):
     """The model and the cells of a sweep.
 
     Args:
@@ -31,6 +33,7 @@ class SweepModel:
     """
 
     def __init__(self, config: SweepJobConfig, share: bool, threads: int) -> None:
+        super().__init__()
         torch.set_num_threads(threads)
         self.config, self.share = config, share
         self.loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
@@ -38,12 +41,7 @@ class SweepModel:
         self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
         vision = VisionCache() if share else None
         self.models = {
-            cell: VideoQA(
-                JobConfig(model=config.model, frames=config.frames, prune=cell.prune, answer=config.answer),
-                self.loaded,
-                vision,
-            )
-            for cell in self.cells
+            cell: VideoQA(self.loaded, build_method(cell.prune), config.answer, vision=vision) for cell in self.cells
         }
 
     @property

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.calibrate import main
-from pipeline.config import JobConfig, ModelConfig, PruneConfig
+from jobs.calibrate import main
+from pipeline.config import AnswerConfig, PruneConfig
 from pipeline.embedded.demo import write_video
 from pipeline.embedded.scenes import sample_scene
-from pipeline.model.answering import VideoQA
+from pipeline.model.answering import VideoQA, build_method
+from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
 from pipeline.video import decode
 from pipeline.video.sampling import Sampling
@@ -36,7 +37,7 @@ def test_the_profile_that_is_written_is_used_by_the_pipeline(
     assert profile.clips == 4
     assert f"shallow stage: {profile.shallow.key_score}" in capsys.readouterr().out
     prune = PruneConfig(keep_ratio=0.5, method_options={"key_score": "profile"})
-    qa = VideoQA(JobConfig(model=ModelConfig(model=str(tmp_path), device="cpu"), prune=prune))
+    qa = VideoQA(load_model(str(tmp_path), device="cpu"), build_method(prune), AnswerConfig())
     (answer,) = qa.answer(decode(videos[0], Sampling(num_frames=2), qa.frame_size), [Question(question="Why?")])
     assert answer.error is None
     assert repr(profile) in qa.record.method

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cluster import OneByOne
 from pipeline.errors import ConfigError, RowError
 
 
@@ -34,7 +35,7 @@ class FakeClip:
         return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def fake_decode(clip: FakeClip) -> np.ndarray:
+def fake_decode(clip: FakeClip, *, again: bool = False) -> np.ndarray:
     first = clip.first_time("decode")
     match clip.decode:
         case "bad":
@@ -52,7 +53,7 @@ def fake_decode(clip: FakeClip) -> np.ndarray:
     return np.full((8, 64, 64, 3), len(clip.name), np.uint8)
 
 
-class FakeAnswerer:
+class FakeAnswerer(OneByOne):
     decode = staticmethod(fake_decode)
 
     def answer(self, clip: FakeClip, video: np.ndarray) -> dict[str, object]:

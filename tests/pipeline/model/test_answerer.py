@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.config import FrameConfig, JobConfig
+from pipeline.config import FrameConfig
 from pipeline.decoding import decode_clip
 from pipeline.errors import RowError
 from pipeline.manifest import Clip, Row
+from pipeline.model.answer import Answer
 from pipeline.model.answerer import ClipAnswerer, answer_columns
-from pipeline.model.answering import Answer
 from pipeline.output import ANSWER_SCHEMA
 from tests.pipeline.videos import write_video
 
@@ -36,15 +36,14 @@ def test_columns_of_answers_and_errors(tmp_path: Path) -> None:
     assert set(first) <= set(ANSWER_SCHEMA.names)
 
 
-def test_device_error_ends_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """After an illegal access on a GPU nothing works in that process; Ray replaces it."""
     answerer = ClipAnswerer.__new__(ClipAnswerer)
 
     class LostDevice:
-        def answer(self, *_: object) -> list[Answer]:
+        def step(self) -> list[Answer]:
             raise torch.AcceleratorError("an illegal memory access was encountered")
 
-    answerer.config, answerer.model = JobConfig(), LostDevice()
-    clip = make_clip(write_video(tmp_path / "v.mp4", 10))
+    monkeypatch.setattr(answerer, "session", LostDevice(), raising=False)
     with pytest.raises(SystemExit, match="illegal memory access"):
-        answerer.answer(clip, decode_clip(clip, FrameConfig(num_frames=2), None))
+        answerer.step()

@@ -18,9 +18,14 @@ from torch import Tensor
 import vitcop.families
 from pipeline.config import AnswerConfig, JobConfig, ModelConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.model.answering import Answer, Clip, PhaseClock, VideoQA, attempt, build_method
+from pipeline.model.answer import Answer
+from pipeline.model.answering import VideoQA, build_method
+from pipeline.model.clock import PhaseClock
+from pipeline.model.generation import AnswerRow, TokenChooser
 from pipeline.model.load import LoadedModel, default_scoring, load_model
+from pipeline.model.prefix import ClipPrefix, log_likelihoods, read_prompts
 from pipeline.model.prompt import Prompt, Question
+from pipeline.model.session import Session
 from pipeline.video import DecodedVideo
 from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
 from vitcop import prune
@@ -64,15 +69,12 @@ def make_video(num_frames: int, seed: int, size: tuple[int, int] = (56, 56)) -> 
 def make_qa(
     loaded: LoadedModel, method: str = "vitcop", keep_ratio: float = 0.25, scoring: str = "likelihood"
 ) -> VideoQA:
-    config = JobConfig(
-        prune=PruneConfig(method=method, keep_ratio=keep_ratio),
-        answer=AnswerConfig(choice_scoring=scoring, max_new_tokens=12),
-    )
-    return VideoQA(config, loaded)
+    pruning = build_method(PruneConfig(method=method, keep_ratio=keep_ratio))
+    return VideoQA(loaded, pruning, AnswerConfig(choice_scoring=scoring, max_new_tokens=12))
 
 
 def prompt_of(qa: VideoQA, video: DecodedVideo, question: Question) -> Prompt:
-    return qa.prompts.build(question, Clip(qa.loaded, video, share=True).placeholders)
+    return qa.prompts.build(question, ClipPrefix(qa.loaded, video, share=True).placeholders)
 
 
 def full_inputs(qa: VideoQA, video: DecodedVideo, ids: tuple[int, ...]) -> dict[str, Tensor]:
@@ -142,6 +144,13 @@ def test_a_pruned_answer_is_that_of_a_separate_run(
     assert qa.answer(video, [OPEN])[0].prediction == expected
 
 
+def score(clip: ClipPrefix, prompt: Prompt, answers: list[list[int]]) -> Tensor:
+    """(n,) log-probability of each answer, as a session scores it."""
+    clip.read(prompt)
+    (scores,) = log_likelihoods(clip.model, read_prompts([(clip, prompt)]), [answers])
+    return scores
+
+
 def log_likelihoods_alone(qa: VideoQA, video: DecodedVideo, prompt: Prompt, answers: list[list[int]]) -> Tensor:
     """One whole pass for each answer, scored token by token."""
     scores = []
@@ -167,8 +176,8 @@ def test_options_are_scored_as_in_whole_passes(any_family: LoadedModel, keep_rat
     prompt = prompt_of(qa, video, COLOR)
     answers = [qa.prompts.answer_ids(prompt, option) for option in COLOR.options]
     with prune(any_family.model, qa.method):
-        clip = Clip(any_family, video, share=share)
-        scores = [clip.log_likelihoods(prompt, answers) for _ in range(2)]
+        clip = ClipPrefix(any_family, video, share=share)
+        scores = [score(clip, prompt, answers) for _ in range(2)]
         expected = log_likelihoods_alone(qa, video, prompt, answers)
     assert torch.allclose(scores[0], expected, atol=1e-4)
     assert torch.equal(scores[0], scores[1]), "scoring must leave the shared cache as it was"
@@ -222,16 +231,20 @@ def test_options_are_shown_except_where_their_likelihood_is_asked_for(loaded: Lo
         assert ("B. dark blue" in tail) is shown, scoring
 
 
+def scoring_of(config: JobConfig) -> str:
+    return VideoQA(load_model(config.model.model), build_method(config.prune), config.answer).choice_scoring
+
+
 def test_a_checkpoint_may_say_how_it_answers_multiple_choice(tmp_path: Path) -> None:
     """What no checkpoint says is that of public benchmarks: the answer is read from what the model generates."""
     folder = save_checkpoint("llava_onevision", tmp_path)
     file, settings = folder / "config.json", JobConfig(model=ModelConfig(model=str(folder)))
     config = json.loads(file.read_text())
-    assert default_scoring(str(folder)) == VideoQA(settings).choice_scoring == "generate"
+    assert default_scoring(str(folder)) == scoring_of(settings) == "generate"
     file.write_text(json.dumps(config | {"choice_scoring": "likelihood-letter"}))
-    assert default_scoring(str(folder)) == VideoQA(settings).choice_scoring == "likelihood-letter"
+    assert default_scoring(str(folder)) == scoring_of(settings) == "likelihood-letter"
     asked = dataclasses.replace(settings, answer=AnswerConfig(choice_scoring="likelihood"))
-    assert VideoQA(asked).choice_scoring == "likelihood"
+    assert scoring_of(asked) == "likelihood"
     file.write_text(json.dumps(config | {"choice_scoring": "guess"}))
     with pytest.raises(ConfigError, match="is 'guess'; it must be one of generate, likelihood, likelihood-letter"):
         default_scoring(str(folder))
@@ -239,18 +252,18 @@ def test_a_checkpoint_may_say_how_it_answers_multiple_choice(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("output", "choice", "correct"), [("B.", 1, False), ("It is green", 2, True), ("I can't tell", None, False)]
+    ("output", "choice", "correct"), [("B.", 1, False), ("It is green", 2, True), ("No idea", None, False)]
 )
 def test_a_generated_choice_is_read_from_the_text(
     loaded: LoadedModel, video: DecodedVideo, monkeypatch: pytest.MonkeyPatch, output: str, choice: int, correct: bool
 ) -> None:
     tokens = loaded.tokenizer(output + "<|im_end|>").input_ids
 
-    def say(clip: Clip, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        clip._prompt_inputs(prompt)
-        return tokens
+    def say(chooser: TokenChooser, scores: Tensor, rows: list[AnswerRow]) -> Tensor:
+        return torch.nn.functional.one_hot(torch.tensor([tokens[len(row.new_ids)] for row in rows]), scores.shape[1])
 
-    monkeypatch.setattr(Clip, "generate", say)
+    monkeypatch.setattr(TokenChooser, "_process", say)
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", tokens[-1])
     (answer,) = make_qa(loaded, scoring="generate").answer(video, [COLOR])
     assert (answer.prediction, answer.choice, answer.correct, answer.error) == (output, choice, correct, None)
     assert answer.generated_tokens == len(output) + 1
@@ -313,9 +326,7 @@ def test_a_method_that_does_not_read_the_question_may_share(
     prompt = prompt_of(qa, video, COLOR)
     answers = [qa.prompts.answer_ids(prompt, option) for option in COLOR.options]
     with prune(loaded.model, qa.method):
-        shared, separate = (
-            Clip(loaded, video, share=share).log_likelihoods(prompt, answers) for share in (True, False)
-        )
+        shared, separate = (score(ClipPrefix(loaded, video, share=share), prompt, answers) for share in (True, False))
     assert torch.allclose(shared, separate, atol=1e-4)
 
 
@@ -452,16 +463,11 @@ def test_a_model_that_cannot_be_pruned_is_a_configuration_error(
         make_qa(loaded)
 
 
-def test_a_missing_model_is_a_configuration_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no such folder"):
-        VideoQA(JobConfig(model=ModelConfig(model=str(tmp_path / "none"))))
-
-
 def test_errors_hold_on_to_nothing() -> None:
     def fail() -> Answer:
         raise RowError("bad_answer", "no")
 
-    error = attempt(fail)
+    error = Session._attempt(fail)
     assert isinstance(error, RowError)
     assert error.__traceback__ is None
     assert error.__context__ is None
@@ -473,7 +479,7 @@ def test_other_exceptions_are_not_swallowed() -> None:
         raise KeyError("bug")
 
     with pytest.raises(KeyError):
-        attempt(fail)
+        Session._attempt(fail)
 
 
 def test_the_frame_size_travels_to_the_decoder(loaded: LoadedModel) -> None:
