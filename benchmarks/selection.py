@@ -113,7 +113,7 @@ and which one that is."""
 def select_plainly(method: ViTCoP, plan: Plan, clip: Clip, neighbours: Neighbours) -> list[tuple[Tensor, Tensor]]:
     """The same stages, frame by frame and cluster by cluster."""
     geometry, count = clip.geometry, plan.entering // clip.geometry.frames
-    clusters = method.clusters_per_frame(count)
+    clusters = method.clusters_per_frame(count, geometry)
     grid = [(y / geometry.height, x / geometry.width) for y in range(geometry.height) for x in range(geometry.width)]
     positions = torch.tensor(grid)
     kept, values, labels = [], [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,19 @@ SHALLOW_AND_DEEP = (2, 22)
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Shape of one clip's visual tokens and depth of the language model that reads them."""
+    """Shape of one clip's visual tokens and depth of the language model that reads them.
+
+    Attributes:
+        height, width: token grid of a frame.
+        fixed: visual tokens beside the grids that the family can't prune (a CLS token a frame). Every layer sees them,
+            so they are part of every budget.
+    """
 
     num_layers: int
     frames: int
     height: int
     width: int
+    fixed: int = 0
 
     @property
     def tokens_per_frame(self) -> int:
@@ -27,16 +35,32 @@ class Geometry:
 
     @property
     def num_tokens(self) -> int:
+        """Visual tokens that can be pruned: those of all grids."""
         return self.frames * self.tokens_per_frame
 
+    def share(self, retention_ratio: float) -> float:
+        """Fraction of the grids' tokens that a retention ratio of all visual tokens leaves; negative if the fixed
+        tokens alone are more.
+        """
+        return retention_ratio - (1 - retention_ratio) * self.fixed / self.num_tokens
+
     def total(self, retention_ratio: float) -> float:
-        """Token-layers that a retention ratio allows: the visual tokens of each layer, added over all layers."""
-        return retention_ratio * self.num_layers * self.num_tokens
+        """Token-layers that a retention ratio allows: the grids' tokens of each layer, added over all layers."""
+        return self.share(retention_ratio) * self.num_layers * self.num_tokens
+
+    def ratio(self, kept: float) -> float:
+        """The retention ratio at which `kept` of the grids' tokens are left, averaged over layers."""
+        return (kept + self.fixed) / (self.num_tokens + self.fixed)
+
+    def least(self, kept: float) -> str:
+        """The ratio that is reached with `kept` of the grids' tokens, for errors; rounded up, so that it is enough."""
+        fixed = f" ({self.fixed} tokens that can't be pruned are part of it)" if self.fixed else ""
+        return f"at least {math.ceil(round(self.ratio(kept) * 1e4, 6)) / 1e4:.4f}{fixed}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Token counts of one clip, known before any tensor is looked at.
+    """Token counts of one clip, known before any tensor is looked at; the fixed tokens come on top of each.
 
     Attributes:
         entering: tokens left when the language model is entered (all of them if nothing is pruned before it).
@@ -86,11 +110,11 @@ def single_stage(geometry: Geometry, retention_ratio: float, name: str = "vision
     Raises:
         UnreachableBudgetError: the ratio keeps less than one token.
     """
-    count = round(retention_ratio * geometry.num_tokens)
+    count = round(geometry.share(retention_ratio) * geometry.num_tokens)
     if count < 1:
         raise UnreachableBudgetError(
             f"retention_ratio {retention_ratio} keeps less than one of {geometry.num_tokens} visual tokens; "
-            f"use at least {1 / geometry.num_tokens:.4f}"
+            f"use {geometry.least(1)}"
         )
     return Plan(entering=count, names={-1: name})
 
@@ -135,8 +159,8 @@ def solve_stages(
     if spent(0) > total + geometry.num_layers / 2:
         raise UnreachableBudgetError(
             f"retention_ratio {retention_ratio} can't be reached: pruning before layer "
-            f"{', '.join(map(str, layers))} of {geometry.num_layers} keeps at least "
-            f"{spent(0) / geometry.total(1):.4f}; use a higher ratio or earlier layers"
+            f"{', '.join(map(str, layers))} of {geometry.num_layers} keeps "
+            f"{geometry.least(spent(0) / geometry.num_layers)}; use a higher ratio or earlier layers"
         )
     scale = _largest(lambda scale: spent(scale) <= total)
     kept = list(counts(scale))

@@ -138,14 +138,16 @@ class Prefill:
     def finish(self, cache: KVCache | None) -> PrefillRecord:
         """What this prefill kept and cost; it also goes along with the cache."""
         family, geometry = self.family, self.geometry
-        kept, lengths = self.plan.per_layer(family.language.num_layers), self.lengths()
+        lengths, fixed = self.lengths(), geometry.fixed
+        kept = tuple(count + fixed for count in self.plan.per_layer(family.language.num_layers))
         stored = 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         record = PrefillRecord(
             method=self.method.describe(),
             batch=self.batch,
             grid=(geometry.frames, geometry.height, geometry.width),
+            fixed=fixed,
             kept_per_layer=kept,
-            stages=self.plan.stages(),
+            stages={name: count + fixed for name, count in self.plan.stages().items()},
             prompt_tokens=lengths[0] - kept[0],
             kv_bytes=stored // self.batch,
             macs_vision=family.vision_macs(self.plan.encoded(geometry)),

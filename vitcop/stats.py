@@ -20,19 +20,20 @@ class PrefillRecord:
         method: the method with all its settings.
         batch: rows.
         grid: frames, rows and columns of the clip's visual tokens before pruning.
+        fixed: visual tokens beside the grid that can't be pruned (a CLS token a frame); part of all counts here.
         kept_per_layer: visual tokens that each layer of the language model saw.
         stages: visual tokens left after each stage, by name.
         prompt_tokens: other tokens of the prompt, padding and separators included.
         kv_bytes: bytes of keys and values in the cache after the prefill.
         macs_vision, macs_language: multiply-accumulates of vision tower with projector, and of the language model.
-        kept_index: for each stage that pruned, (B, K) numbers of the visual tokens it left, ascending; a token counts
+        kept_index: for each stage that pruned, (B, K) numbers of the grid's tokens it left, ascending; a token counts
             frame by frame in raster order before any pruning.
-        notes: what a reader of the numbers should know.
     """
 
     method: str
     batch: int
     grid: tuple[int, int, int]
+    fixed: int = 0
     kept_per_layer: tuple[int, ...]
     stages: dict[str, int]
     prompt_tokens: int
@@ -40,7 +41,6 @@ class PrefillRecord:
     macs_vision: float
     macs_language: float
     kept_index: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    notes: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: Mapping[int, object]) -> PrefillRecord:
         return self  # never changed, and copies of a cache are made for every question on a clip
@@ -49,7 +49,7 @@ class PrefillRecord:
     def visual_tokens(self) -> int:
         """Visual tokens of the clip before pruning."""
         frames, height, width = self.grid
-        return frames * height * width
+        return frames * height * width + self.fixed
 
     @property
     def mean_kept(self) -> float:

@@ -42,7 +42,7 @@ class VisualTokens:
         first_frame: number of the first frame here within the clip.
         deepstack: side features (B, F, N, D) that the model adds to the hidden states after its layers 0, 1, ...
         fixed: (B, X, D) or None. What the model puts into these frames' other placeholders (a CLS token, a separator),
-            in their order; always kept, and counted as text.
+            in their order; always kept.
     """
 
     features: Tensor

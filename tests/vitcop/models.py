@@ -108,6 +108,17 @@ def llava() -> PreTrainedModel:
     return LlavaForConditionalGeneration(config)
 
 
+def llava_full() -> PreTrainedModel:
+    """The CLS token of each picture enters the language model."""
+    config = LlavaConfig(
+        vision_config=clip(4),
+        text_config=LlamaConfig(**TEXT),
+        image_token_index=IMAGE,
+        vision_feature_select_strategy="full",
+    )
+    return LlavaForConditionalGeneration(config)
+
+
 def qwen2_vl() -> PreTrainedModel:
     vision = QWEN_VIT | {"depth": 2, "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
     config = Qwen2VLConfig(vision_config=vision, text_config=TEXT | {"rope_parameters": MROPE}, **QWEN_TOKENS)
@@ -177,6 +188,11 @@ class Setup:
         return self.frames * self.per_frame
 
     @property
+    def counted(self) -> int:
+        """Visual tokens that a budget counts: the CLS token of a frame is one of them, a newline is text."""
+        return self.frames * (self.per_frame + self.fixed[0])
+
+    @property
     def token(self) -> int:
         return VIDEO if self.name == "pixel_values_videos" else IMAGE
 
@@ -193,10 +209,17 @@ SETUPS: dict[str, Setup] = {
 }
 
 
+VARIANTS: dict[str, Setup] = {
+    "llava_full": Setup(llava_full, 3, 16, (3, 3, 32, 32), name="pixel_values", fixed=(1, 0)),
+}
+"""Further settings of the families."""
+ALL_SETUPS = SETUPS | VARIANTS
+
+
 def build(family: str, attention: str = "sdpa") -> PreTrainedModel:
     """The family's tiny model; the same weights every time."""
     torch.manual_seed(7)
-    model = SETUPS[family].build().eval()
+    model = ALL_SETUPS[family].build().eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:  # as after training: neither all zero nor all one
             nn.init.normal_(parameter, mean=parameter.mean().item(), std=0.2)
@@ -216,7 +239,7 @@ def clip_tokens(setup: Setup) -> list[int]:
 
 def make_inputs(family: str, texts: Sequence[int] = (5,), seed: int = 0) -> dict[str, Tensor]:
     """Inputs of a batch whose prompts end in `texts` tokens of text, left-padded to equal length."""
-    setup = SETUPS[family]
+    setup = ALL_SETUPS[family]
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for length in texts:

@@ -314,7 +314,7 @@ def test_positions_stay_the_original_ones(family: str, texts: tuple[int, ...]) -
         full = torch.arange(inputs["input_ids"].shape[1]).expand(len(texts), -1)
     assert pruned.shape[:-1] == (*full.shape[:-2], len(texts))
     kept = stats.last.kept_per_layer[0]
-    assert full.shape[-1] - pruned.shape[-1] == SETUPS[family].visual_tokens - kept
+    assert full.shape[-1] - pruned.shape[-1] == SETUPS[family].counted - kept
     for row in range(len(texts)):
         every = [tuple(column) for column in full[..., row, :].reshape(-1, full.shape[-1]).T.tolist()]
         these = [tuple(column) for column in pruned[..., row, :].reshape(-1, pruned.shape[-1]).T.tolist()]

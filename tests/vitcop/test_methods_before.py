@@ -61,17 +61,6 @@ def clip(geometry: Geometry, batch: int = 2, seed: int = 0, dtype: torch.dtype =
     )
 
 
-def reachable(name: str, ratio: float, geometry: Geometry) -> bool:
-    try:
-        get_method(name)(retention_ratio=ratio).plan(geometry)
-    except UnreachableBudgetError:
-        return False
-    return True
-
-
-CASES = [case for case in itertools.product(NAMES, RATIOS, GEOMETRIES) if reachable(*case)]
-
-
 def part(tokens: VisualTokens, first: int, end: int, rows: slice = slice(None)) -> VisualTokens:
     assert tokens.attention is not None and tokens.keys is not None
     return VisualTokens(
@@ -88,22 +77,28 @@ def tokens_of(selection: Selection, tokens: VisualTokens) -> Tensor:
     return apply_selection(selection, tokens.features.flatten(1, 2))
 
 
-@pytest.mark.parametrize(
-    ("name", "ratio", "geometry"), CASES, ids=[f"{n}-{r}-{g.frames}x{g.height}x{g.width}" for n, r, g in CASES]
-)
-def test_the_budget_is_met_and_indices_are_sound(name: str, ratio: float, geometry: Geometry) -> None:
-    method = get_method(name)(retention_ratio=ratio)
-    plan = method.plan(geometry)
-    tokens = clip(plan.encoded(geometry))
-    selection = method.select_frames(tokens, plan, geometry)
-    if not method.fixed_budget:
-        kept = sum(plan.per_layer(geometry.num_layers)) / geometry.num_layers
-        assert abs(kept - ratio * geometry.num_tokens) <= 1
-    assert selection.keep.shape == (2, plan.entering)
-    assert (selection.keep.diff(dim=1) > 0).all()
-    assert ((selection.keep >= 0) & (selection.keep < geometry.num_tokens)).all()
-    features = tokens_of(selection, tokens)
-    assert features.shape == (2, plan.entering, 24) and features.isfinite().all()
+@pytest.mark.parametrize("name", NAMES)
+def test_the_budget_is_met_and_indices_are_sound(name: str) -> None:
+    reached = 0
+    for ratio, geometry in itertools.product(RATIOS, GEOMETRIES):
+        method = get_method(name)(retention_ratio=ratio)
+        try:
+            plan = method.plan(geometry)
+        except UnreachableBudgetError:
+            continue
+        reached += 1
+        tokens = clip(plan.encoded(geometry))
+        selection = method.select_frames(tokens, plan, geometry)
+        if not method.fixed_budget:
+            kept = sum(plan.per_layer(geometry.num_layers)) / geometry.num_layers
+            assert abs(kept - ratio * geometry.num_tokens) <= 1, (ratio, geometry)
+        assert selection.keep.shape == (2, plan.entering)
+        assert (selection.keep.diff(dim=1) > 0).all()
+        assert ((selection.keep >= 0) & (selection.keep < geometry.num_tokens)).all()
+        features = tokens_of(selection, tokens)
+        assert features.shape == (2, plan.entering, 24)
+        assert features.isfinite().all(), (ratio, geometry)
+    assert reached >= 6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,21 +171,11 @@ def test_the_host_does_not_wait_for_the_device(name: str) -> None:
     assert method.select_frames(valueless, plan, geometry).keep.shape == (2, plan.entering)
 
 
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
-@pytest.mark.parametrize("name", NAMES)
-def test_methods_prune_a_model(name: str, family: str) -> None:
-    model, inputs = build(family), make_inputs(family, texts=(5, 3))
-    method = get_method(name)(retention_ratio=0.4)
-    if name == "downscale" and family == "qwen3_vl":
-        with prune(model, method), pytest.raises(UnsupportedInputError, match="can't encode smaller frames"):
-            model(**inputs)
-        return
-    with torch.inference_mode(), prune(model, method, frame_chunk=2) as stats:
-        logits = model(**inputs, logits_to_keep=1).logits
-    assert logits.isfinite().all()
-    assert stats.last is not None and stats.last.retention < 1
-    if not method.fixed_budget:
-        assert abs(stats.last.mean_kept - 0.4 * stats.last.visual_tokens) <= 1
+def test_smaller_frames_are_refused_where_the_family_cannot_encode_them() -> None:
+    model, inputs = build("qwen3_vl"), make_inputs("qwen3_vl")
+    method = get_method("downscale")(retention_ratio=0.4)
+    with prune(model, method), pytest.raises(UnsupportedInputError, match="can't encode smaller frames"):
+        model(**inputs)
 
 
 def test_floors_keep_what_they_keep() -> None:

@@ -71,20 +71,20 @@ def choices(
     return [take(tokens.index, selection.keep) for tokens, _, _, selection in seen]
 
 
-@pytest.mark.parametrize("num_layers", [4, 8, 28, 32, 36])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_mean_over_layers_meets_the_ratio_or_the_ratio_is_refused(name: str, num_layers: int) -> None:
-    geometry, reached = Geometry(num_layers=num_layers, frames=32, height=14, width=14), 0
-    for ratio in (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1):
-        try:
-            counts = METHODS[name](retention_ratio=ratio).plan(geometry).per_layer(num_layers)
-        except UnreachableBudgetError as error:
-            assert reached == 0 and str(ratio) in str(error)
-            continue
-        reached += 1
-        assert abs(sum(counts) / num_layers - ratio * geometry.num_tokens) <= 1
-        assert list(counts) == sorted(counts, reverse=True) and counts[-1] >= 1
-    assert reached >= 3
+def test_the_mean_over_layers_meets_the_ratio_or_the_ratio_is_refused(name: str) -> None:
+    for num_layers in (4, 8, 28, 32, 36):
+        geometry, reached = Geometry(num_layers=num_layers, frames=32, height=14, width=14), 0
+        for ratio in (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 1 / 3, 0.5, 0.75, 0.99, 1):
+            try:
+                counts = METHODS[name](retention_ratio=ratio).plan(geometry).per_layer(num_layers)
+            except UnreachableBudgetError as error:
+                assert reached == 0 and str(ratio) in str(error)
+                continue
+            reached += 1
+            assert abs(sum(counts) / num_layers - ratio * geometry.num_tokens) <= 1, (num_layers, ratio)
+            assert list(counts) == sorted(counts, reverse=True) and counts[-1] >= 1
+        assert reached >= 3, num_layers
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].select_frames is Method.select_frames])
@@ -134,15 +134,6 @@ def test_sparsevlms_own_setting_comes_out() -> None:
     kept = (3 * 576 + 4 * 300 + 9 * 200 + 16 * 110) / 32 / 576
     plan = SparseVLM(retention_ratio=kept).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
     assert dict(plan.layers) == {3: 300, 7: 200, 16: 110}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", NAMES)
-def test_every_layers_cache_holds_the_planned_tokens(name: str, family: str) -> None:
-    logits, cached, planned = prefill(model_of(family), make_inputs(family), METHODS[name](retention_ratio=RATIO))
-    assert cached == planned
-    assert abs(sum(cached) / len(cached) - RATIO * SETUPS[family].visual_tokens) <= 1
-    assert len(set(cached)) > 1 and logits.isfinite().all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -70,7 +70,7 @@ class Family(ABC):
 
     def num_placeholders(self, geometry: Geometry) -> int:
         """Placeholders of a clip in its prompt: one for each visual token, and for what else the model puts there."""
-        return geometry.num_tokens
+        return geometry.num_tokens + geometry.fixed
 
     def token_offsets(self, geometry: Geometry) -> Tensor:
         """(V,) place of each visual token among a clip's placeholders; the others are `VisualTokens.fixed`."""

@@ -99,7 +99,13 @@ class FrameTower(Family):
 
     def _geometry(self, frames: int) -> Geometry:
         height, width = self.grid
-        return Geometry(num_layers=self.language.num_layers, frames=frames, height=height, width=width)
+        return Geometry(
+            num_layers=self.language.num_layers,
+            frames=frames,
+            height=height,
+            width=width,
+            fixed=frames * self.keeps_cls,
+        )
 
     def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
@@ -139,9 +145,6 @@ class FrameTower(Family):
         """Patch values (B * F, P, C) at the token grid: (B, F, N, C)."""
         grid = patches.transpose(1, 2).unflatten(-1, self.patch_grid)
         return self.pool(grid).flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
-
-    def num_placeholders(self, geometry: Geometry) -> int:
-        return geometry.num_tokens + self.keeps_cls * geometry.frames
 
     def token_offsets(self, geometry: Geometry) -> Tensor:
         if not self.keeps_cls:

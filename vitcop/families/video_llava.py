@@ -13,7 +13,7 @@ class VideoLlava(VideoTower):
     """Video inputs of `VideoLlavaForConditionalGeneration`.
 
     The CLS token of each frame enters the language model. It is what stage I scores patches by and has no place in
-    the grid, so it is always kept and counts as text: one token of 257.
+    the grid, so it can't be pruned: one token of 257, which is part of every budget.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llava",)

@@ -17,13 +17,14 @@ class BeforeModel(Method):
     """A method with one stage, before the language model, so that every layer sees `retention_ratio` of the tokens."""
 
     def plan(self, geometry: Geometry) -> Plan:
-        plan, least = single_stage(geometry, self.retention_ratio), self.fewest(geometry)
-        if plan.entering < least:
+        fewest = self.fewest(geometry)
+        count = round(geometry.share(self.retention_ratio) * geometry.num_tokens)
+        if fewest > 1 and count < fewest:
             raise UnreachableBudgetError(
-                f"retention_ratio {self.retention_ratio} keeps {plan.entering} of {geometry.num_tokens} visual tokens, "
-                f"and {self.name} can't keep less than {least}; use at least {least / geometry.num_tokens:.4f}"
+                f"retention_ratio {self.retention_ratio} keeps {max(0, count)} of {geometry.num_tokens} visual tokens, "
+                f"and {self.name} can't keep less than {fewest}; use {geometry.least(fewest)}"
             )
-        return plan
+        return single_stage(geometry, self.retention_ratio)
 
     def fewest(self, geometry: Geometry) -> int:
         """Fewest tokens that the method can keep of a clip."""

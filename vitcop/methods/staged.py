@@ -33,6 +33,7 @@ class Staged(Method):
     1/9): vision keep 0.2 + 0.9 r, clusters 0.09 + 0.27 r of a frame's kept tokens, layers L/16 and 11 L/16, and a
     deep budget of 1/5 of the shallow one. Where these cannot meet a ratio, below 1/9 the vision share shrinks so
     that the shallow share of it stays the paper's least, and above about 1/2 the deep budget takes what is left.
+    Where a family has tokens that can't be pruned, r is what the ratio leaves of the others.
 
     Attributes:
         merge: what the merged token of a cluster is: "authors" (the token in the middle plus the mean of what the
@@ -73,10 +74,17 @@ class Staged(Method):
     def plan(self, geometry: Geometry) -> Plan:
         if self.retention_ratio == 1:
             return keep_all(geometry)
+        share = geometry.share(self.retention_ratio)
+        if share <= 0:
+            raise UnreachableBudgetError(
+                f"retention_ratio {self.retention_ratio} keeps none of {geometry.num_tokens} visual tokens; "
+                f"use {geometry.least(1)}"
+            )
         shallow, deep = self.layers(geometry.num_layers)
         middle, tail = deep - shallow, geometry.num_layers - deep
         rest = middle + tail * DEEP_SHARE  # what a token of the shallow stage costs, in layers
-        keep = self._keep_share(geometry, shallow, rest)
+        least = share * geometry.num_layers / (shallow + LEAST_SHALLOW_SHARE * rest)
+        keep = self.vision_keep or min(1.0, 0.2 + 0.9 * share, least)  # of the tokens, how many enter the model
         most = keep * geometry.num_tokens
 
         def shallow_budget(entering: int) -> tuple[float, float]:
@@ -101,14 +109,9 @@ class Staged(Method):
         self._check(plan, geometry)
         return plan
 
-    def _keep_share(self, geometry: Geometry, shallow: int, rest: float) -> float:
-        """Share of tokens that enter the language model."""
-        least = self.retention_ratio * geometry.num_layers / (shallow + LEAST_SHALLOW_SHARE * rest)
-        return self.vision_keep or min(1.0, 0.2 + 0.9 * self.retention_ratio, least)
-
     def _check(self, plan: Plan, geometry: Geometry) -> None:
         counts = plan.per_layer(geometry.num_layers)
-        wanted = self.retention_ratio * geometry.num_tokens
+        wanted = geometry.share(self.retention_ratio) * geometry.num_tokens
         mean = sum(counts) / len(counts)
         if abs(mean - wanted) > 1:
             raise UnreachableBudgetError(
@@ -116,9 +119,10 @@ class Staged(Method):
                 f"{self.describe()} comes to {mean:.1f}; change the ratio, vision_keep or the layers"
             )
 
-    def clusters_per_frame(self, kept: int) -> int:
+    def clusters_per_frame(self, kept: int, geometry: Geometry) -> int:
         """Cluster centres among the `kept` tokens of a frame."""
-        return max(1, int((self.cluster_fraction or 0.09 + 0.27 * self.retention_ratio) * kept))
+        fraction = self.cluster_fraction or 0.09 + 0.27 * geometry.share(self.retention_ratio)
+        return max(1, int(fraction * kept))
 
     # -- which ------------------------------------------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class Staged(Method):
             saliency, keys = saliency.index_select(1, local), keys.index_select(1, local)
         # (B, F', n) the same number of each of these frames
         kept = top_k_in_order(saliency, max(quotas))
-        clusters = self.clusters_per_frame(kept.shape[2])
+        clusters = self.clusters_per_frame(kept.shape[2], geometry)
         label = cluster_frames(keys, kept, tokens.height, tokens.width, clusters)
         # Labels count over the clip, so that clusters of different frames and chunks differ.
         before = sum(map(bool, quotas[:first]))
@@ -157,7 +161,7 @@ class Staged(Method):
         if tokens.layer != shallow:
             return Selection(keep=top_k_in_order(saliency, count))
         quotas = spread(plan.entering, geometry.frames)
-        clusters = self.clusters_per_frame(max(quotas)) * sum(map(bool, quotas))
+        clusters = self.clusters_per_frame(max(quotas), geometry) * sum(map(bool, quotas))
         labels = required(tokens.labels, "the cluster labels of stage I")
         return select_in_clusters(saliency, labels, clusters, count, self.merge)
 

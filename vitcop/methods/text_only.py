@@ -18,8 +18,8 @@ class TextOnly(Floor):
     """Keep no visual token at all, whatever `retention_ratio` says.
 
     The clip is encoded all the same, only to be dropped, so that its times are not those of a model without video.
-    Placeholders that a family counts as text stay: the newline of LLaVA-OneVision, which tells nothing, but also the
-    CLS tokens of Video-LLaVA, which tell something.
+    What can't be pruned stays: the newline of LLaVA-OneVision, which counts as text and tells nothing, but also the CLS
+    tokens of Video-LLaVA, which tell something and are in the record.
     """
 
     name: ClassVar[str] = "text_only"

@@ -38,7 +38,7 @@ class VidCom2(BeforeModel):
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         to_clip, to_frame = vidcom2_likeness(tokens.features)
-        mask = vidcom2_select(to_clip, to_frame, self.retention_ratio).flatten(1)
+        mask = vidcom2_select(to_clip, to_frame, geometry.share(self.retention_ratio)).flatten(1)
         mask = meet_count(mask, -(to_clip + to_frame).flatten(1), plan.entering)
         return keep_mask(mask, plan.entering)
 
