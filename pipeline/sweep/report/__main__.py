@@ -1,4 +1,4 @@
-"""`python -m pipeline.sweep.report SWEEP` writes the report of a sweep's folder again."""
+"""`python -m pipeline.sweep.report SWEEP ...` writes the reports of sweeps' folders again."""
 
 import sys
 from pathlib import Path
@@ -9,14 +9,18 @@ from pipeline.errors import ConfigError
 from pipeline.sweep.report import write_report
 
 
-def main(sweep: tyro.conf.Positional[Path]) -> int:
-    """Writes SWEEP/report.html, SWEEP/report.md and SWEEP/plots/.
+def main(sweeps: tyro.conf.Positional[tuple[Path, ...]]) -> int:
+    """Writes report.html, report.md and plots/ into each of the folders.
 
     Args:
-        sweep: output folder of jobs/sweep.py.
+        sweeps: output folders of jobs/sweep.py.
     """
+    if not sweeps:
+        print("error: name the output folder of a sweep that has finished", file=sys.stderr)
+        return 1
     try:
-        print(write_report(sweep))
+        for sweep in sweeps:
+            print(write_report(sweep))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

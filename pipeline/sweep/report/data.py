@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import ConfigError
 from pipeline.sweep.cells import FULL, RANDOM
 from pipeline.sweep.report.words import share
+from pipeline.sweep.timing import add_speedups
 
 SUBJECT = "vitcop"
 SUBJECT_TITLE = "ViTCoP"
@@ -56,10 +57,32 @@ class Point:
         values = [cell[column] for cell in self.cells if cell.get(column) is not None]
         return sum(values) / len(values) if values else None
 
-    def extremes(self, column: str) -> tuple[float, float] | None:
-        """Least and greatest value of a column over seeds."""
-        values = [cell[column] for cell in self.cells if cell.get(column) is not None]
-        return (min(values), max(values)) if values else None
+    def timed(self, column: str) -> float | None:
+        """Mean of a measured time or pace over the seeds whose cost can be relied on; None when none can."""
+        return Point(self.method, self.keep_ratio, tuple(c for c in self.cells if not c["cost_doubt"])).mean(column)
+
+    def speedup(self, quartile: str = "") -> float | None:
+        """Mean measured speed-up over the seeds of which it can be relied on; None when none can.
+
+        Args:
+            quartile: "_low" or "_high", that of the rounds instead of the median.
+        """
+        cells = tuple(cell for cell in self.cells if not cell["speedup_doubt"])
+        return Point(self.method, self.keep_ratio, cells).mean(f"speedup_measured{quartile}")
+
+    @property
+    def cost_doubt(self) -> str | None:
+        """Why its times can't be relied on, when that holds for every seed."""
+        return self._shared_doubt("cost_doubt")
+
+    @property
+    def doubt(self) -> str | None:
+        """Why its times, or the speed-ups made of them, can't be relied on, when that holds for every seed."""
+        return self.cost_doubt or self._shared_doubt("speedup_doubt")
+
+    def _shared_doubt(self, column: str) -> str | None:
+        reasons = [cell[column] for cell in self.cells]
+        return reasons[0] if all(reasons) else None
 
     def kinds(self) -> dict[str, float]:
         """Accuracy of each kind of question, mean over seeds."""
@@ -71,8 +94,8 @@ class Point:
 
     @property
     def seconds_answering(self) -> float | None:
-        """Seconds from the frames to the answer, decoding left out."""
-        pace = self.mean("videos_per_second")
+        """Seconds from the frames to the answer, decoding left out; None where they can't be relied on."""
+        pace = self.timed("videos_per_second")
         return 1 / pace if pace else None
 
 
@@ -163,6 +186,20 @@ class Sweep:
         """The keep ratio that bars and heat maps show; comparisons may have only one near it."""
         return self.setting("sweep", "gallery_ratio") or CHOSEN_RATIO
 
+    @property
+    def model(self) -> str | None:
+        """The model's name, of a folder the last part; None when it is not recorded."""
+        name = self.setting("model", "model")
+        return Path(name).name if name and Path(name).is_absolute() else name
+
+    @property
+    def data(self) -> str | None:
+        """What the questions came from, the last two parts of a path; None when it is not recorded."""
+        if self.setting("input") is None:
+            return None
+        manifest = self.setting("input", "manifest")
+        return "rendered videos" if manifest is None else "/".join(Path(manifest).parts[-2:]).lstrip("/")
+
     def setting(self, *path: str) -> Any:
         """A setting of the run, None when it is not recorded."""
         value: Any = self.run.get("config", {})
@@ -183,6 +220,8 @@ def load_sweep(folder: Path) -> Sweep:
     cells = pq.read_table(file).to_pylist()
     if not cells:
         raise ConfigError(f"{file} has no cells; run the sweep again")
+    if "cost_doubt" not in cells[0]:  # written before costs were checked
+        add_speedups(cells, {cell["num_frames"]: cell for cell in cells if cell["method"] == FULL})
     run = folder / "run.json"
     correct, clips = _read_answers(sorted((folder / "answers").glob("part-*.parquet")))
     return Sweep(

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pipeline.sweep.cells import RANDOM
 from pipeline.sweep.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
 from pipeline.sweep.report.words import gain, listed, percent, share
-from pipeline.sweep.statistics import mcnemar
+from pipeline.sweep.statistics import SHOWN_DIFFERENCE, mcnemar
 
 SIGNIFICANT = 0.05
-WIN, TIE, LOSS, UNTESTED = "wins", "ties", "loses", "untested"
+WIN, OPEN, LOSS, UNTESTED = "wins", "is not significantly different", "loses", "untested"
+WHOLE = 0.999
+"""A cell that kept this part of the tokens has pruned nothing to speak of."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Duel:
         difference: of the accuracies, mean over seeds.
         outcome: a win or a loss when McNemar's test finds it with every seed; `untested` without common answers.
         p: the largest over the seeds.
+        n: questions that both answered, the fewest over the seeds.
+        needed: how many would show a difference of 5 points, the most over the seeds.
     """
 
     point: Point
@@ -30,6 +34,8 @@ class Duel:
     difference: float
     outcome: str
     p: float | None
+    n: int = 0
+    needed: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,13 +61,24 @@ def duel(sweep: Sweep, point: Point, rival: Point) -> Duel | None:
     if mine is None or theirs is None:
         return None
     sides = [[sweep.correct.get(cell["cell"], {}) for cell in side.cells] for side in (point, rival)]
+    # Every seed of one against every seed of the other.
     tests = [mcnemar(first, second) for first in sides[0] for second in sides[1] if first.keys() & second.keys()]
-    outcome = TIE if tests else UNTESTED
-    if tests and all(test.p < SIGNIFICANT and test.wins > test.losses for test in tests):
+    if not tests:
+        return Duel(point, rival, mine - theirs, UNTESTED, None)
+    outcome = OPEN
+    if all(test.p < SIGNIFICANT and test.wins > test.losses for test in tests):
         outcome = WIN
-    if tests and all(test.p < SIGNIFICANT and test.wins < test.losses for test in tests):
+    if all(test.p < SIGNIFICANT and test.wins < test.losses for test in tests):
         outcome = LOSS
-    return Duel(point, rival, mine - theirs, outcome, max((test.p for test in tests), default=None))
+    return Duel(
+        point,
+        rival,
+        mine - theirs,
+        outcome,
+        p=max(test.p for test in tests),
+        n=min(test.n for test in tests),
+        needed=max(test.questions_to_show() for test in tests),
+    )
 
 
 def standings(sweep: Sweep, comparison: Comparison) -> list[Standing]:
@@ -108,9 +125,21 @@ def headline(sweep: Sweep, comparison: Comparison) -> list[str]:
     ]
 
 
-def warnings(comparison: Comparison) -> list[str]:
-    """What a reader should know before trusting a number: methods without effect, cells out of reach, errors."""
-    return [*_no_ops(comparison), *_unreachable(comparison), *_troubles(comparison)]
+@dataclass(frozen=True)
+class Caution:
+    """What a reader should know before trusting a number.
+
+    Attributes:
+        details: one for each case, folded in the page.
+    """
+
+    text: str
+    details: tuple[str, ...] = ()
+
+
+def cautions(comparison: Comparison) -> list[Caution]:
+    """Methods without effect, errors, timings that can't be relied on, cells out of reach."""
+    return [*_no_ops(comparison), *_troubles(comparison), *_unreliable(comparison), *_unreachable(comparison)]
 
 
 def frames_seen(sweep: Sweep, comparison: Comparison) -> str:
@@ -126,7 +155,7 @@ def _what(sweep: Sweep, comparison: Comparison) -> str:
     full = comparison.full
     asked = max((cell["n"] or 0 for cell in comparison.cells), default=0)
     clips = f" about {sweep.clips:,} clips" if sweep.clips else ""
-    name = f" {sweep.setting('model', 'model')}" if sweep.setting("model", "model") else ""
+    name = f" {sweep.model}" if sweep.model else ""
     text = f"The model{name} answered {asked:,} questions{clips}, seeing {frames_seen(sweep, comparison)} of each"
     if comparison.ratios:
         text += (
@@ -162,20 +191,31 @@ def _against_best(table: Sequence[Standing]) -> list[str]:
 
 
 def _outcomes(duels: Iterable[Duel], named: bool = False) -> str:
-    """`ViTCoP wins at 5 % (+3.1), ties at 10 % (evs, -0.2) and loses nowhere`."""
-    by_outcome = defaultdict(list)
+    """`ViTCoP wins at 5 % (+3.1), loses nowhere, and is not significantly different at 10 % (evs, -0.2): n = ...`"""
+    by_outcome: dict[str, list[Duel]] = defaultdict(list)
     for each in duels:
-        note = f"{each.rival.method}, {gain(each.difference)}" if named else gain(each.difference)
-        assert each.point.keep_ratio is not None
-        by_outcome[each.outcome].append(f"{share(each.point.keep_ratio)} ({note})")
-    if UNTESTED in by_outcome:
-        return f"{SUBJECT_TITLE} differs, untested, by these points at {listed(by_outcome[UNTESTED])}"
-    parts = [f"{word} at {listed(by_outcome[word])}" if by_outcome[word] else f"{word} nowhere" for word in (WIN, TIE)]
-    return f"{SUBJECT_TITLE} {', '.join(parts)}, and {_lost(by_outcome[LOSS])}"
+        by_outcome[each.outcome].append(each)
+
+    def places(outcome: str) -> str:
+        if not by_outcome[outcome]:
+            return "nowhere"
+        return f"at {listed([_place(each, named) for each in by_outcome[outcome]])}"
+
+    if by_outcome[UNTESTED]:
+        return f"{SUBJECT_TITLE} differs, untested, by these points {places(UNTESTED)}"
+    text = f"{SUBJECT_TITLE} wins {places(WIN)}"
+    if not by_outcome[OPEN]:
+        return f"{text} and loses {places(LOSS)}"
+    needed, n = max(each.needed for each in by_outcome[OPEN]), min(each.n for each in by_outcome[OPEN])
+    points = f"{100 * SHOWN_DIFFERENCE:g} points"
+    return (
+        f"{text}, loses {places(LOSS)}, and {OPEN} {places(OPEN)}: n = {needed:,} would show {points}, here n = {n:,}"
+    )
 
 
-def _lost(places: Sequence[str]) -> str:
-    return f"{LOSS} at {listed(places)}" if places else f"{LOSS} nowhere"
+def _place(each: Duel, named: bool) -> str:
+    note = f"{each.rival.method}, {gain(each.difference)}" if named else gain(each.difference)
+    return f"{share(each.point.keep_ratio or 0)} ({note})"
 
 
 def _against_full(table: Sequence[Standing]) -> list[str]:
@@ -197,10 +237,10 @@ def _against_all(sweep: Sweep, comparison: Comparison) -> list[str]:
     outcomes = [each.outcome for each in duels(sweep, comparison).values()]
     if not outcomes or UNTESTED in outcomes:
         return []
-    wins, ties, losses = (outcomes.count(outcome) for outcome in (WIN, TIE, LOSS))
+    wins, losses, rest = (outcomes.count(outcome) for outcome in (WIN, LOSS, OPEN))
     return [
-        f"Over all {len(outcomes)} pairs of another method and a ratio, {SUBJECT_TITLE} wins {wins}, ties {ties} and "
-        f"loses {losses}."
+        f"Over all {len(outcomes)} pairs of another method and a ratio, {SUBJECT_TITLE} wins {wins}, loses {losses}, "
+        f"and {rest} show no significant difference."
     ]
 
 
@@ -221,52 +261,82 @@ def _kinds(comparison: Comparison, wanted: float) -> list[str]:
 
 
 def _speed(comparison: Comparison) -> list[str]:
-    measured = [point for point in comparison.of(SUBJECT) if point.mean("speedup_measured")]
+    """Measured speed-ups at the smallest and largest ratio of which they can be relied on."""
+    measured = [point for point in comparison.of(SUBJECT) if point.speedup()]
     if not measured:
         return []
     least, most = measured[0], measured[-1]
-    text = f"Leaving decoding out, {SUBJECT_TITLE} answers {_times(most, 'measured')} times as fast as with all tokens"
+    text = f"Leaving decoding out, {SUBJECT_TITLE} answers {_speedup(most)} times as fast as with all tokens"
+    text += f" when it keeps {share(most.keep_ratio or 0)}"
     if least is not most:
-        text += f" when it keeps {share(most.keep_ratio or 0)}, and {_times(least, 'measured')} times at "
-        text += share(least.keep_ratio or 0)
-    if least.mean("speedup_allowed") and most.mean("speedup_allowed"):
-        text += f"; the operation counts would allow {_times(most, 'allowed')}"
-        text += f" and {_times(least, 'allowed')}" if least is not most else ""
+        text += f", and {_speedup(least)} times at {share(least.keep_ratio or 0)}"
+    allowed = [point.mean("speedup_allowed") for point in ((most,) if most is least else (most, least))]
+    known = [f"{factor:.2f}" for factor in allowed if factor]
+    if len(known) == len(allowed):
+        text += f"; the operation counts would allow {listed(known)}"
     return [text + "."]
 
 
-def _times(point: Point, which: str) -> str:
-    return f"{point.mean(f'speedup_{which}') or 0:.2f}"
+def _speedup(point: Point) -> str:
+    """`1.20 (1.17 to 1.22)`: the median, and the quartiles where they are recorded."""
+    low, high = point.speedup("_low"), point.speedup("_high")
+    spread = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return f"{point.speedup() or 0:.2f}{spread}"
 
 
-def _no_ops(comparison: Comparison) -> list[str]:
+def _no_ops(comparison: Comparison) -> list[Caution]:
+    """Points that kept all tokens, whatever was asked for, and points that pruned without changing an answer."""
     reached = [point for method in comparison.methods for point in comparison.of(method)]
-    idle = [point.title for point in reached if point.mean("differs_from_full") == 0]
+    whole = [point for point in reached if (point.mean("retention_mean") or 0) >= WHOLE]
+    idle = [point for point in reached if point.mean("differs_from_full") == 0 and point not in whole]
+    found = []
+    if whole:
+        titles = listed([point.title for point in whole])
+        found.append(Caution(f"Nothing was pruned: {titles} kept every visual token, so this is the full model again."))
     if idle:
-        return [f"Without effect: {listed(idle)} did not change a single prediction, so nothing may have been pruned."]
-    if all(point.mean("differs_from_full") for point in reached) and reached:
-        return ["Every method changed at least one prediction of the full model at every ratio, so all of them pruned."]
-    return []
+        places = []
+        for point in idle:
+            kept = point.mean("retention_mean")
+            places.append(f"{point.title} (kept {percent(kept)})" if kept is not None else f"{point.title}")
+        found.append(
+            Caution(f"Without effect on the answers: {listed(places)} changed no prediction of the full model.")
+        )
+    return found
 
 
-def _unreachable(comparison: Comparison) -> list[str]:
+def _unreachable(comparison: Comparison) -> list[Caution]:
     """A line a method, with the reason at the largest of its ratios."""
     missed: dict[str, list[Point]] = defaultdict(list)
     for point in sorted(comparison.points, key=lambda point: -(point.keep_ratio or 0)):
         if not point.reachable:
             missed[point.method].append(point)
-    return [
-        f"Not reachable: {method} at {listed([share(point.keep_ratio or 0) for point in points])}: "
+    if not missed:
+        return []
+    details = tuple(
+        f"{method} at {listed([share(point.keep_ratio or 0) for point in points])}: "
         f"{(points[0].cells[0]['reason'] or 'no reason is recorded').rstrip('.')}."
         for method, points in missed.items()
-    ]
+    )
+    count = f"{len(missed)} of {len(comparison.methods)} methods"
+    return [Caution(f"Not reachable: {count} can't prune as far as some of the ratios ask.", details)]
 
 
-def _troubles(comparison: Comparison) -> list[str]:
+def _unreliable(comparison: Comparison) -> list[Caution]:
+    """Points of which no seed has a cost to rely on; such costs stand in the table of cells alone."""
+    doubted = [point for point in comparison.points if point.doubt]
+    if not doubted:
+        return []
+    details = tuple(f"{point.title}: {point.doubt}." for point in doubted)
+    measured = sum(point.mean("seconds_total") is not None for point in comparison.points)
+    text = f"Unreliable timings: {len(doubted)} of {measured}, which sentences and plots leave out."
+    return [Caution(text, details)]
+
+
+def _troubles(comparison: Comparison) -> list[Caution]:
     found = []
     for point in comparison.points:
         if errors := sum(cell["errors"] or 0 for cell in point.cells):
-            found.append(f"Errors: {point.title} left {errors:,} questions without an answer.")
+            found.append(Caution(f"Errors: {point.title} left {errors:,} questions without an answer."))
         if empty := point.mean("empty_answers"):
-            found.append(f"Empty answers: {point.title} said nothing to {percent(empty)} of the questions.")
+            found.append(Caution(f"Empty answers: {point.title} said nothing to {percent(empty)} of the questions."))
     return found

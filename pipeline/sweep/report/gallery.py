@@ -22,7 +22,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from PIL import Image
 
 from pipeline.sweep.cells import FULL
 from pipeline.sweep.report.data import rank
-from pipeline.sweep.report.html import Html, element, join
 from pipeline.sweep.report.words import share
 
 GALLERY_FILE = "gallery.json"
@@ -47,55 +47,103 @@ MASK_COLOURS = bytes((0, 0, 0, 8, 10, 16, 255, 255, 255))
 MASK_OPACITY = bytes((0, 180, 200))
 
 
-def gallery_section(folder: Path) -> Html | None:
-    """The gallery's clips as foldable blocks, the first one open; None when the sweep has no gallery."""
+@dataclass(frozen=True)
+class Stage:
+    """What was left after one stage of pruning.
+
+    Attributes:
+        kept: "31 of 288".
+        drawing: SVG of the frames with the kept tokens.
+    """
+
+    name: str
+    kept: str
+    drawing: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A cell of the sweep on one clip.
+
+    Attributes:
+        ratio: keep ratio as people say it; empty where there is none.
+        correct: whether the prediction was right; None where that is not known.
+    """
+
+    method: str
+    name: str
+    ratio: str
+    prediction: str
+    correct: bool | None
+    stages: tuple[Stage, ...]
+
+
+@dataclass(frozen=True)
+class GalleryClip:
+    """A clip of the gallery.
+
+    Attributes:
+        picture: id of the picture of its frames in the page.
+        href: that picture as a data URL, of `size` pixels.
+        frames: how many frames are drawn, of `token_frames`.
+    """
+
+    video: str
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    picture: str
+    href: str
+    size: tuple[int, int]
+    frames: int
+    token_frames: int
+    cells: tuple[Shown, ...]
+
+
+def read_gallery(folder: Path) -> list[GalleryClip]:
+    """The gallery's clips, drawn; empty when the sweep has no gallery."""
     file = folder / GALLERY_FILE
     clips = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return join(_clip(folder, number, clip) for number, clip in enumerate(clips)) if clips else None
+    return [_clip(folder, number, clip) for number, clip in enumerate(clips)]
 
 
-def _clip(folder: Path, number: int, clip: Mapping[str, Any]) -> Html:
+def _clip(folder: Path, number: int, clip: Mapping[str, Any]) -> GalleryClip:
     with np.load(folder / clip["file"]) as arrays:
         frames = arrays["frames"]
         token_frames = clip.get("token_frames") or len(frames)
+        # (S,) frames that are drawn, evenly spread when there are more than fit
         shown = np.unique(np.linspace(0, token_frames - 1, min(token_frames, MOST_FRAMES)).round().astype(int))
         canvas = Canvas(f"clip-{number}", (token_frames, *clip["grid"]), shown)
         step = math.ceil(len(frames) / token_frames)
-        picture = canvas.strip(frames[np.minimum(shown * step, len(frames) - 1)])
         cells = sorted(clip["cells"], key=lambda cell: (rank(cell["method"]), cell["cell"]))
-        rows = [row for cell in cells for row in _cell_rows(cell, arrays, canvas)]
-    source = Html(f'<svg class="defs"><defs><image id="{canvas.name}" {picture}/></defs></svg>')
-    heads = ("method", "stage", "kept", f"{len(shown)} of {token_frames} frames", "answer")
-    header = element("tr", *(element("th", title) for title in heads))
-    body = element("table", element("thead", header), element("tbody", *rows), class_="gallery")
-    summary = element("summary", element("b", clip["question"]), " ", element("small", Path(clip["video"]).name))
-    return element("details", summary, source, _question(clip), element("div", body, class_="scroll"), open=number == 0)
+        return GalleryClip(
+            video=Path(clip["video"]).name,
+            question=clip["question"],
+            options=tuple(clip["options"] or ()),
+            answer="not given" if clip["answer"] is None else clip["answer"],
+            picture=canvas.name,
+            href=canvas.strip(frames[np.minimum(shown * step, len(frames) - 1)]),
+            size=canvas.size,
+            frames=len(shown),
+            token_frames=token_frames,
+            cells=tuple(_shown(cell, arrays, canvas) for cell in cells),
+        )
 
 
-def _question(clip: Mapping[str, Any]) -> Html:
-    options = element("li", "Options: " + " · ".join(clip["options"])) if clip["options"] else Html()
-    answer = "not given" if clip["answer"] is None else clip["answer"]
-    return element("ul", options, element("li", "Right answer: ", element("b", answer)), class_="question")
-
-
-def _cell_rows(cell: Mapping[str, Any], arrays: Mapping[str, np.ndarray], canvas: Canvas) -> Iterable[Html]:
-    """One row for each stage; the method and its answer span them."""
+def _shown(cell: Mapping[str, Any], arrays: Mapping[str, np.ndarray], canvas: Canvas) -> Shown:
     total = canvas.kept.size
     stages = {stage: arrays[key] for stage, key in cell["stages"].items()} or {"": np.arange(total)}
-    ratio = f" {share(cell['keep_ratio'])}" if cell["keep_ratio"] is not None and cell["method"] != FULL else ""
-    name = "all tokens" if cell["method"] == FULL else cell["method"]
-    for number, (stage, index) in enumerate(stages.items()):
-        first = [element("th", name, element("small", ratio), rowspan=len(stages), scope="row")] * (number == 0)
-        last = [element("td", _verdict(cell), rowspan=len(stages))] * (number == 0)
-        count = element("td", f"{len(index):,} of {total:,}")
-        row = (*first, element("td", stage), count, element("td", canvas.drawing(index)), *last)
-        yield element("tr", *row, data_method=cell["method"], class_=None if number else "first")
-
-
-def _verdict(cell: Mapping[str, Any]) -> Html:
-    marks = {True: ("right", "✓ right: "), False: ("wrong", "✗ wrong: "), None: (None, "")}
-    kind, mark = marks[cell["correct"]]
-    return element("span", mark, element("q", cell["prediction"]) if cell["prediction"] else "(empty)", class_=kind)
+    full = cell["method"] == FULL
+    return Shown(
+        method=cell["method"],
+        name="all tokens" if full else cell["method"],
+        ratio="" if full or cell["keep_ratio"] is None else share(cell["keep_ratio"]),
+        prediction=cell["prediction"],
+        correct=cell["correct"],
+        stages=tuple(
+            Stage(stage, f"{len(index):,} of {total:,}", canvas.drawing(index)) for stage, index in stages.items()
+        ),
+    )
 
 
 class Canvas:
@@ -118,31 +166,29 @@ class Canvas:
         self.size = ((width + GAP) * len(shown) - GAP) * self.scale, height * self.scale
 
     def strip(self, frames: np.ndarray) -> str:
-        """Attributes of an image with the frames (shown, H, W, 3)."""
+        """A picture of the frames (shown, H, W, 3), as a data URL."""
         picture = Image.new("RGBA", self.size)
         for number, frame in enumerate(frames):
             left = number * (self.frame_size[0] + GAP * self.scale)
             picture.paste(Image.fromarray(frame).resize(self.frame_size), (left, 0))
-        return f"{_href(picture)} {self._box}"
+        return _data_url(picture)
 
-    def drawing(self, index: np.ndarray) -> Html:
-        """The frames under a mask that darkens what was dropped and rims the kept tokens (K,)."""
+    def drawing(self, index: np.ndarray) -> str:
+        """SVG: the frames under a mask that darkens what was dropped and rims the kept tokens (K,)."""
         kept = np.zeros_like(self.kept)
         kept.reshape(-1)[index] = True
+        # Frames side by side with a gap between them, so there is a gap before each but the first.
         between = np.full((kept.shape[1] * self.cell, GAP), CLEAR, dtype=np.uint8)
         columns = [part for frame in kept[self.shown] for part in (between, _mask(frame, self.cell))]
         mask = Image.fromarray(np.hstack(columns[1:]))
         mask.putpalette(MASK_COLOURS)
-        href = _href(mask, transparency=MASK_OPACITY)
-        return Html(
-            f'<svg class="strip" viewBox="0 0 {self.size[0]} {self.size[1]}" role="img" '
+        width, height = self.size
+        return (
+            f'<svg class="strip" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{kept[self.shown].sum()} tokens kept"><use href="#{self.name}"/>'
-            f'<image class="mask" preserveAspectRatio="none" {href} {self._box}/></svg>'
+            f'<image class="mask" preserveAspectRatio="none" href="{_data_url(mask, transparency=MASK_OPACITY)}" '
+            f'width="{width}" height="{height}"/></svg>'
         )
-
-    @property
-    def _box(self) -> str:
-        return f'width="{self.size[0]}" height="{self.size[1]}"'
 
 
 def _mask(kept: np.ndarray, cell: int) -> np.ndarray:
@@ -153,7 +199,7 @@ def _mask(kept: np.ndarray, cell: int) -> np.ndarray:
     return np.where(large, np.where(inner, CLEAR, RIM), DROPPED).astype(np.uint8)
 
 
-def _href(image: Image.Image, **options: bytes) -> str:
+def _data_url(image: Image.Image, **options: bytes) -> str:
     buffer = BytesIO()
     image.save(buffer, "PNG", optimize=True, **options)
-    return f'href="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"'
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.sweep.report.data import Sweep
-from pipeline.sweep.report.findings import frames_seen, headline, warnings
-from pipeline.sweep.report.page import RULES, TITLE, measured_how
+from pipeline.sweep.report.findings import Caution, cautions, frames_seen, headline
+from pipeline.sweep.report.page import RULES, measured_how, title_of
 from pipeline.sweep.report.pictures import Pictures
-from pipeline.sweep.report.tables import compact_rows, standing_rows
+from pipeline.sweep.report.tables import Table, accuracy_table, standing_table
 
 
 def render_markdown(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
@@ -18,17 +18,20 @@ def render_markdown(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
     Args:
         pictures: the plots of each of `sweep.comparisons`.
     """
-    lines = [f"# {TITLE}", ""]
+    lines = [f"# {plain(title_of(sweep))}", ""]
     for comparison, plots in zip(sweep.comparisons, pictures, strict=True):
         if len(sweep.comparisons) > 1:
             lines += [f"## With {frames_seen(sweep, comparison)}", ""]
+        lines += [*_table(accuracy_table(comparison)), ""]
         lead, *findings = headline(sweep, comparison)
         lines += [plain(lead), "", *_bullets(findings), ""]
-        head, rows = standing_rows(sweep, comparison)
-        lines += [*_table(head, rows), "", plain(RULES), ""] if rows else []
-        lines += [*_bullets(warnings(comparison)), ""]
-        lines += ["### Accuracy", "", *_table(*compact_rows(comparison)), ""]
-        lines += [f"![{plain(plot.title)}](plots/{plot.name}.png)" for plot in plots.all] + [""]
+        table = standing_table(sweep, comparison)
+        lines += [*_table(table), "", plain(RULES), ""] if table.rows else []
+        lines += [*_cautions(cautions(comparison)), ""]
+        for plot in plots.all:
+            lines += [f"![{plain(plot.title)}](plots/{plot.name}.png)"]
+            lines += ["", plain(plot.note), ""] if plot.note else []
+        lines.append("")
     return "\n".join([*lines, "### How it was measured", "", *_bullets(measured_how(sweep)), ""])
 
 
@@ -41,7 +44,16 @@ def _bullets(texts: Iterable[str]) -> list[str]:
     return [f"* {plain(text)}" for text in texts]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [[plain(text) for text in row] for row in (head, *rows)]
-    lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
+def _cautions(found: Iterable[Caution]) -> list[str]:
+    """A bullet for each, its details as bullets below."""
+    lines = []
+    for caution in found:
+        lines += [f"* {plain(caution.text)}", *(f"  * {plain(detail)}" for detail in caution.details)]
+    return lines
+
+
+def _table(table: Table) -> list[str]:
+    rows = [table.head, *([entry.text for entry in row.entries] for row in table.rows)]
+    lines = [[plain(text) for text in row] for row in rows]
+    lines.insert(1, ["---", *["---:"] * (len(table.head) - 1)])
     return [f"| {' | '.join(line)} |" for line in lines]

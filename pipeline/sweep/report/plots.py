@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from pipeline.sweep.cells import RANDOM
 from pipeline.sweep.report.data import GROUPS, SUBJECT, Comparison, Point
 from pipeline.sweep.report.style import INK, STAGE_COLOURS, Look, Plot, gid, looks, new_figure, save, spread
-from pipeline.sweep.report.words import share
+from pipeline.sweep.report.words import listed, share
 
 MIB = 2**20
 
@@ -37,34 +39,70 @@ def accuracy_plots(comparison: Comparison, folder: Path, suffix: str = "") -> li
         shown = [*mine, *(method for method in (RANDOM, SUBJECT) if method in curves and method not in mine)]
         figure, (axes,) = new_figure(5.6, 4.2)
         axes.set_ylim(limits)
-        _references(axes, comparison)
         for index, method in enumerate(shown):
             _curve(axes, curves[method], look[method], dodge=1 + 0.012 * (index - len(shown) / 2))
         _ratio_axis(axes, comparison.ratios)
         axes.set_ylabel("accuracy, %")
-        _end_labels(axes, [curves[method][-1] for method in shown], look)
+        labels = _references(axes, comparison)
+        labels += [_end_label(curves[method][-1], comparison, look) for method in shown]
+        _name_beside(axes, labels)
         plots.append(save(figure, folder, f"accuracy-{number}{suffix}", group[0].upper() + group[1:]))
     return plots
 
 
 def pareto_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot | None:
     """Accuracy against videos a second, with the points that no other beats in both; floors are left out."""
-    points = [point for point in comparison.points if point.mean("videos_per_second") and point.mean("accuracy")]
-    points = [point for point in points if point not in comparison.floors]
+    scored = [point for point in comparison.points if point.mean("accuracy") and point not in comparison.floors]
+    points = [point for point in scored if point.timed("videos_per_second")]
     if not points:
         return None
     look = looks(comparison)
-    places = np.array([[point.mean("videos_per_second"), 100 * (point.mean("accuracy") or 0)] for point in points])
+    places = np.array([[point.timed("videos_per_second"), 100 * (point.mean("accuracy") or 0)] for point in points])
     front = pareto_front(places)
     figure, (axes,) = new_figure(9.6, 5)
     axes.step(*places[front].T, where="pre", color=INK, linewidth=1, alpha=0.6, zorder=1)
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         _dot(axes, point, x, y, look[point.method], strong=index in front)
+        if index in front or point.method == SUBJECT:
+            _quartiles(axes, point, (x, y), "x", _range(point, "videos_per_second"), look)
     _name_above(axes, [points[index] for index in front], places[front], look)
-    axes.set_xlabel("videos a second, decoding left out")
+    axes.set_xlabel("videos a second, decoding left out; bars: quartiles over rounds")
     axes.set_ylabel("accuracy, %")
     axes.grid(True)
-    return save(figure, folder, f"pareto{suffix}", "Accuracy against videos a second, and the Pareto front")
+    title = "Accuracy against videos a second, and the Pareto front"
+    return save(figure, folder, f"pareto{suffix}", title, _left_out(point for point in scored if point.cost_doubt))
+
+
+def _left_out(points: Iterable[Point]) -> str:
+    """Which points a plot leaves out because their times can't be relied on."""
+    titles = [point.title for point in points]
+    return f"Left out, timings unreliable: {listed(titles)}." if titles else ""
+
+
+def _range(point: Point, column: str) -> tuple[float, float] | None:
+    """Quartiles of a cost over rounds; None where they are not recorded."""
+    low, high = point.timed(f"{column}_low"), point.timed(f"{column}_high")
+    return None if low is None or high is None else (low, high)
+
+
+def _quartiles(
+    axes: Axes,
+    point: Point,
+    place: tuple[float, float],
+    along: Literal["x", "y"],
+    ends: tuple[float, float] | None,
+    look: dict[str, Look],
+) -> None:
+    """A thin bar through a place, between the quartiles `ends`."""
+    if ends is None:
+        return
+    middle = place[0 if along == "x" else 1]
+    # (2, 1) lengths to either side; means over seeds may lie a little outside their quartiles
+    sides = np.clip([[middle - ends[0]], [ends[1] - middle]], 0, None)
+    across, up = (sides, None) if along == "x" else (None, sides)
+    colour = look[point.method].colour
+    _, _, (bar,) = axes.errorbar(*place, xerr=across, yerr=up, color=colour, elinewidth=0.9, zorder=1)
+    bar.set_gid(gid(point))
 
 
 def pareto_front(places: np.ndarray) -> list[int]:
@@ -79,29 +117,41 @@ def pareto_front(places: np.ndarray) -> list[int]:
 
 
 def speedup_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot | None:
-    """Measured speed-up against the one that the operation counts allow."""
-    points = [point for point in comparison.points if point.mean("speedup_measured") and point.mean("speedup_allowed")]
+    """Measured speed-up against the one that the operation counts allow, both on logarithmic axes."""
+    allowed = [point for point in comparison.points if point.mean("speedup_allowed")]
+    points = [point for point in allowed if point.speedup()]
     if not points:
         return None
     look = looks(comparison)
-    places = [(point, point.mean("speedup_allowed") or 1, point.mean("speedup_measured") or 1) for point in points]
+    places = [(point, point.mean("speedup_allowed") or 1, point.speedup() or 1) for point in points]
     figure, (axes,) = new_figure(9.6, 4.2)
+    axes.set(xscale="log", yscale="log")
     for point, x, y in places:
         _dot(axes, point, x, y, look[point.method], strong=point.method == SUBJECT)
-    _label_points(axes, [place for place in places if place[0].method == SUBJECT], look, offset=(6, -11))
+        if point.method == SUBJECT:
+            low, high = point.speedup("_low"), point.speedup("_high")
+            _quartiles(axes, point, (x, y), "y", None if low is None or high is None else (low, high), look)
     axes.axhline(1, color=INK, linewidth=0.8, alpha=0.4)
     limits = axes.get_xlim(), axes.get_ylim()
-    axes.axline((1, 1), slope=1, color=INK, linewidth=0.9, alpha=0.6, linestyle=":")
+    axes.plot(limits[0], limits[0], color=INK, linewidth=0.9, alpha=0.6, linestyle=":")
     axes.set(xlim=limits[0], ylim=limits[1])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    mine = [(place, look[SUBJECT].colour) for place in places if place[0].method == SUBJECT]
+    _name_beside(axes, [Label(point.title, x, y, colour, point) for (point, x, y), colour in mine])
     axes.set_xlabel("speed-up that the operation counts allow (dotted: all of it measured)")
     axes.set_ylabel("speed-up measured")
     axes.grid(True)
-    return save(figure, folder, f"speedup{suffix}", "Measured against allowed speed-up")
+    note = _left_out(point for point in allowed if point.doubt)
+    return save(figure, folder, f"speedup{suffix}", "Measured against allowed speed-up", note)
 
 
 def stage_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str = "") -> Plot | None:
     """Where the seconds of a clip go, method by method, at a keep ratio."""
-    points = [point for point in _with_full(comparison, ratio) if point.seconds_answering]
+    measured = [point for point in _with_full(comparison, ratio) if point.mean("seconds_total")]
+    points = [point for point in measured if point.seconds_answering]
     if not points:
         return None
     points = points[:1] + sorted(points[1:], key=lambda point: point.seconds_answering or 0)
@@ -113,10 +163,17 @@ def stage_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str =
         for bar, point in zip(bars, points, strict=True):
             bar.set_gid(gid(point))
         left += seconds
+    look = dict.fromkeys((point.method for point in points), Look(INK, "", "-", 1))
+    for row, point in enumerate(points):
+        if ends := _range(point, "seconds_total"):
+            # The bar ends with the decoding, which has no rounds.
+            decode = point.timed("seconds_decode") or 0
+            _quartiles(axes, point, (left[row], row), "x", (1000 * (ends[0] + decode), 1000 * (ends[1] + decode)), look)
     _rows(axes, points)
-    axes.set_xlabel("milliseconds a clip with one question (medians)")
+    axes.set_xlabel("milliseconds a clip with one question (medians; black: quartiles of the total)")
     figure.legend(loc="outside upper center", ncols=len(STAGE_COLOURS))
-    return save(figure, folder, f"stages-{ratio:g}{suffix}", f"Time by stage, keeping {share(ratio)}")
+    note = _left_out(point for point in measured if point.cost_doubt)
+    return save(figure, folder, f"stages-{ratio:g}{suffix}", f"Time by stage, keeping {share(ratio)}", note)
 
 
 def memory_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str = "") -> Plot | None:
@@ -183,10 +240,10 @@ def _stage_columns() -> dict[str, Callable[[Point], float]]:
     """Seconds of each stage of `STAGE_COLOURS`; the answer takes what the others leave of the total."""
 
     def seconds(column: str) -> Callable[[Point], float]:
-        return lambda point: point.mean(f"seconds_{column}") or 0
+        return lambda point: point.timed(f"seconds_{column}") or 0
 
     def answer(point: Point) -> float:
-        before = sum(point.mean(f"seconds_{stage}") or 0 for stage in ("vision", "selection", "prefill"))
+        before = sum(point.timed(f"seconds_{stage}") or 0 for stage in ("vision", "selection", "prefill"))
         return max((point.seconds_answering or 0) - before, 0)
 
     columns = (seconds("vision"), seconds("selection"), seconds("prefill"), answer, seconds("decode"))
@@ -209,11 +266,24 @@ def _emphasize(axes: Axes, points: Sequence[Point]) -> None:
         label.set_gid(gid(point))
 
 
-def _references(axes: Axes, comparison: Comparison) -> None:
-    """The full model as a line, floors as dotted ones, named at the left end; those below the axes only by name."""
+@dataclass(frozen=True)
+class Label:
+    """A name for a place (data coordinates), to be written beside the axes."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
+    point: Point
+    early: bool = False
+    """Whether the place lies well inside the axes, so that the line to it is dotted."""
+
+
+def _references(axes: Axes, comparison: Comparison) -> list[Label]:
+    """The full model as a line, floors as dotted ones; returns their names. Those below the axes are only named."""
     low = axes.get_ylim()[0]
-    place = axes.get_yaxis_transform()
-    below = []
+    edge = axes.get_xlim()[1]
+    below, labels = [], []
     for point in [*([comparison.full] if comparison.full else []), *comparison.floors]:
         accuracy = 100 * (point.mean("accuracy") or 0)
         if accuracy < low:
@@ -221,9 +291,10 @@ def _references(axes: Axes, comparison: Comparison) -> None:
             continue
         dashes = "-" if point is comparison.full else ":"
         axes.axhline(accuracy, color=INK, linestyle=dashes, linewidth=1, alpha=0.6)
-        axes.text(0.01, accuracy, point.label, transform=place, fontsize=7.5, va="bottom", alpha=0.8)
+        labels.append(Label(point.label, edge, accuracy, INK, point))
     if below:
         axes.text(0.01, 0.01, f"below: {', '.join(below)}", transform=axes.transAxes, fontsize=7.5, alpha=0.8)
+    return labels
 
 
 def _curve(axes: Axes, points: Sequence[Point], look: Look, dodge: float) -> None:
@@ -260,24 +331,33 @@ def _ratio_axis(axes: Axes, ratios: Sequence[float]) -> None:
     axes.grid(True)
 
 
-def _end_labels(axes: Axes, ends: Sequence[Point], look: dict[str, Look]) -> None:
-    """Names beside the last points, pushed apart; a curve that stops earlier is named where it stops."""
-    scored = [(end, 100 * (end.mean("accuracy") or 0)) for end in ends]
-    last = min(end.keep_ratio or 0 for end, _ in scored)
-    early = [(end, _realised(end), accuracy) for end, accuracy in scored if (end.keep_ratio or 0) > last]
-    _label_points(axes, early, look, offset=(5, -10))
-    reached = [(end, accuracy) for end, accuracy in scored if end.keep_ratio == last]
-    low, high = axes.get_ylim()
-    margin = 0.02 * (high - low)
-    places = spread([accuracy for _, accuracy in reached], (high - low) / 24, low + margin, high - margin)
-    edge = axes.get_xlim()[1]
-    for (end, accuracy), place in zip(reached, places, strict=True):
-        line = axes.plot([_realised(end), edge * 0.97], [accuracy, place], linewidth=0.5, alpha=0.7, clip_on=False)[0]
-        line.set_color(look[end.method].colour)
-        text = axes.text(edge * 0.94, place, end.method, color=look[end.method].colour, fontsize=8, va="center")
-        text.set_fontweight("bold" if end.method == SUBJECT else "normal")
-        for artist in (line, text):
-            artist.set_gid(gid(end))
+def _end_label(end: Point, comparison: Comparison, look: dict[str, Look]) -> Label:
+    """The name of a curve, for its last point; a curve that stops before the smallest ratio says where."""
+    early = end.keep_ratio != comparison.ratios[-1]
+    text = f"{end.method} (to {share(end.keep_ratio or 0)})" if early else end.method
+    return Label(text, _realised(end), 100 * (end.mean("accuracy") or 0), look[end.method].colour, end, early)
+
+
+def _name_beside(axes: Axes, labels: Sequence[Label]) -> None:
+    """Names in a column to the right of the axes, pushed apart, with a thin line to each place."""
+    to_axes = axes.transScale + axes.transLimits
+    heights = [float(to_axes.transform((label.x, label.y))[1]) for label in labels]
+    for label, height in zip(labels, spread(heights, 1 / 23, 0, 1), strict=True):
+        line = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
+        text = axes.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=(1.03, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            fontweight="bold" if label.point.method == SUBJECT else "normal",
+            color=label.colour,
+            annotation_clip=False,
+            arrowprops=line | {"linestyle": ":" if label.early else "-", "alpha": 0.6, "relpos": (0, 0.5)},
+        )
+        for artist in filter(None, (text, text.arrow_patch)):
+            artist.set_gid(gid(label.point))
 
 
 def _realised(point: Point) -> float:
@@ -296,24 +376,6 @@ def _dot(axes: Axes, point: Point, x: float, y: float, look: Look, *, strong: bo
         gid=gid(point),
         zorder=3 if point.method == SUBJECT else 2,
     )
-
-
-def _label_points(
-    axes: Axes,
-    places: Sequence[tuple[Point, float, float]],
-    look: dict[str, Look],
-    offset: tuple[float, float],
-) -> None:
-    for point, x, y in places:
-        axes.annotate(
-            point.title,
-            (x, y),
-            xytext=offset,
-            textcoords="offset points",
-            fontsize=8,
-            color=look[point.method].colour,
-            gid=gid(point),
-        )
 
 
 def _name_above(axes: Axes, points: Sequence[Point], places: np.ndarray, look: dict[str, Look]) -> None:

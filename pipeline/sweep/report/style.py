@@ -90,11 +90,13 @@ class Plot:
     Attributes:
         name: of its file, `plots/NAME.png`.
         svg: to be put in the page; elements of a method carry `data-method`.
+        note: what the plot leaves out.
     """
 
     name: str
     title: str
     svg: str
+    note: str = ""
 
 
 def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -103,7 +105,7 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, l
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def save(figure: Figure, folder: Path, name: str, title: str) -> Plot:
+def save(figure: Figure, folder: Path, name: str, title: str, note: str = "") -> Plot:
     """Writes the PNG and returns the figure with its SVG."""
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.png", dpi=150, facecolor="white")
@@ -118,7 +120,7 @@ def save(figure: Figure, folder: Path, name: str, title: str) -> Plot:
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', style, svg, count=1)
     # Ids have to be the page's own, so each figure gets a prefix.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}.", svg)
-    return Plot(name, title, svg)
+    return Plot(name, title, svg, note)
 
 
 def gid(point: Point) -> str:

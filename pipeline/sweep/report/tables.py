@@ -1,120 +1,196 @@
-"""The tables of the report, as values first, so that the page and `report.md` say the same."""
+"""The tables of the report, as values, so that the page and `report.md` say the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pipeline.sweep.cells import FULL
-from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Record, Sweep
+from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Point, Record, Sweep
 from pipeline.sweep.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
-from pipeline.sweep.report.html import Html, element, table
 from pipeline.sweep.report.words import chance, gain, mebibytes, percent, share
+from pipeline.sweep.statistics import SHOWN_DIFFERENCE
 
+NONE = "–"
 OUTCOMES = {WIN: "win", LOSS: "loss"}
-MARKS = {"win": "right", "loss": "wrong"}
-"""How the page colours what the words say."""
+MARKS = {WIN: "right", LOSS: "wrong"}
+"""How the page colours a win and a loss."""
 
 
-def standing_rows(sweep: Sweep, comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: at each keep ratio, ViTCoP beside all tokens, random and the best other method."""
-    head = ["kept", SUBJECT_TITLE, "minus all tokens", "minus random", "minus best other", "best other", "place"]
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table.
+
+    Attributes:
+        value: what the column is sorted by; None comes last.
+        mark: CSS class.
+        note: shown when the pointer rests on the cell.
+    """
+
+    text: str
+    value: float | str | None = None
+    mark: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table; its first entry names it.
+
+    Attributes:
+        method: which method it is about, for highlighting; None for rows about none.
+        cell: name of the sweep's cell, where the row is about one.
+    """
+
+    entries: tuple[Entry, ...]
+    method: str | None = None
+    cell: str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    head: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """Accuracy of every method at every keep ratio, mean over seeds; the best of each column is marked."""
+    rows = []
+    # What takes no keep ratio stands in every column.
+    for point in [*([comparison.full] if comparison.full else []), *comparison.floors]:
+        rows.append(Row((Entry(point.label), *[_accuracy_entry(point)] * len(comparison.ratios)), point.method))
+    best = {
+        ratio: max(filter(None, map(_mean_accuracy, comparison.at(ratio))), default=None) for ratio in comparison.ratios
+    }
+    for method in comparison.methods:
+        by_ratio = {point.keep_ratio: point for point in comparison.of(method)}
+        entries = [_accuracy_entry(by_ratio.get(ratio), best[ratio]) for ratio in comparison.ratios]
+        rows.append(Row((Entry(method), *entries), method))
+    return Table(("accuracy, %", *(share(ratio) for ratio in comparison.ratios)), tuple(rows))
+
+
+def _mean_accuracy(point: Point) -> float | None:
+    return point.mean("accuracy")
+
+
+def _accuracy_entry(point: Point | None, best: float | None = None) -> Entry:
+    accuracy = point.mean("accuracy") if point else None
+    if point is None or accuracy is None:
+        return Entry(NONE)
+    low, high = point.mean("accuracy_low"), point.mean("accuracy_high")
+    note = None if low is None or high is None else f"{point.title}: 95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    return Entry(f"{100 * accuracy:.1f}", accuracy, "best" if accuracy == best else None, note)
+
+
+def standing_table(sweep: Sweep, comparison: Comparison) -> Table:
+    """At each keep ratio, ViTCoP beside all tokens, random and the best other method."""
     rows = []
     for standing in standings(sweep, comparison):
         best = standing.best.rival if standing.best else None
         best_accuracy = best.mean("accuracy") if best else None
-        rows.append(
-            [
-                share(standing.point.keep_ratio or 0),
-                percent(standing.point.mean("accuracy") or 0),
-                *(_told(each) for each in (standing.full, standing.random, standing.best)),
-                f"{best.method} {percent(best_accuracy)}" if best and best_accuracy is not None else "",
-                f"{standing.place} of {standing.field}",
-            ]
-        )
-    return head, rows
-
-
-def _told(each: Duel | None) -> str:
-    if each is None:
-        return ""
-    p = "" if each.p is None else f", p {chance(each.p) if each.p < 0.001 else '= ' + chance(each.p)}"
-    word = OUTCOMES.get(each.outcome, "untested" if each.outcome == UNTESTED else "tie")
-    return f"{gain(each.difference)} ({word}{p})"
-
-
-def standing_table(sweep: Sweep, comparison: Comparison) -> Html | None:
-    head, rows = standing_rows(sweep, comparison)
-    body = [
-        element(
-            "tr",
+        entries = (
+            Entry(share(standing.point.keep_ratio or 0)),
+            Entry(percent(standing.point.mean("accuracy") or 0)),
             *(
-                element("td", text, class_=next((MARKS[word] for word in MARKS if f"({word}" in text), None))
-                for text in row
+                _duel_entry(each, told(each)) if each else Entry("")
+                for each in (standing.full, standing.random, standing.best)
             ),
+            Entry(f"{best.method} {percent(best_accuracy)}" if best and best_accuracy is not None else ""),
+            Entry(f"{standing.place} of {standing.field}"),
         )
-        for row in rows
-    ]
-    return table(head, body) if body else None
+        rows.append(Row(entries))
+    head = ("kept", SUBJECT_TITLE, "minus all tokens", "minus random", "minus best other", "best other", "place")
+    return Table(head, tuple(rows))
 
 
-def duel_table(sweep: Sweep, comparison: Comparison) -> Html | None:
+def duel_table(sweep: Sweep, comparison: Comparison) -> Table:
     """ViTCoP minus every other method at every keep ratio, in points."""
     found = duels(sweep, comparison)
     rows = []
     for method in dict.fromkeys(method for method, _ in found):
-        cells = [_duel_cell(found.get((method, ratio))) for ratio in comparison.ratios]
-        rows.append(element("tr", element("th", method, scope="row"), *cells, data_method=method))
-    return table(["minus", *(share(ratio) for ratio in comparison.ratios)], rows) if rows else None
+        entries = []
+        for ratio in comparison.ratios:
+            each = found.get((method, ratio))
+            word = OUTCOMES.get(each.outcome, "") if each else ""
+            entries.append(_duel_entry(each, f"{gain(each.difference)} {word}".rstrip()) if each else Entry(NONE))
+        rows.append(Row((Entry(method), *entries), method))
+    return Table(("minus", *(share(ratio) for ratio in comparison.ratios)), tuple(rows))
 
 
-def _duel_cell(each: Duel | None) -> Html:
-    if each is None:
-        return element("td", "–")
-    word = OUTCOMES.get(each.outcome, "")
-    text = gain(each.difference) + (f" {word}" if word else "")
-    return element("td", text, class_=MARKS.get(word), title=_told(each))
+def _duel_entry(each: Duel, text: str) -> Entry:
+    return Entry(text, each.difference, MARKS.get(each.outcome), told(each))
 
 
-Shown = tuple[float | str | None, str]
-"""What a column is sorted by, and what it shows."""
+def told(each: Duel) -> str:
+    """`-0.3 (not significant, p = 0.884; n = 1,480 would show 5 points)`."""
+    if each.outcome == UNTESTED or each.p is None:
+        return f"{gain(each.difference)} (untested)"
+    p = f"p {chance(each.p) if each.p < 0.001 else '= ' + chance(each.p)}"
+    if each.outcome in OUTCOMES:
+        return f"{gain(each.difference)} ({OUTCOMES[each.outcome]}, {p})"
+    needed = f"n = {each.needed:,} would show {100 * SHOWN_DIFFERENCE:g} points"
+    return f"{gain(each.difference)} (not significant, {p}; {needed})"
 
 
-def _number(column: str, text: Callable[[float], str]) -> Callable[[Record], Shown]:
-    return lambda cell: (cell[column], "–" if cell[column] is None else text(cell[column]))
+Show = Callable[[Record], Entry]
 
 
-def _milliseconds(column: str) -> Callable[[Record], Shown]:
-    return _number(f"seconds_{column}", lambda seconds: f"{1000 * seconds:.1f}")
+def _number(column: str, text: Callable[[float], str]) -> Show:
+    return lambda cell: Entry(NONE) if cell[column] is None else Entry(text(cell[column]), cell[column])
 
 
-def _accuracy(cell: Record) -> Shown:
+def _timed(column: str, text: Callable[[float], str], doubt: str = "cost_doubt") -> Show:
+    """A cost with its quartiles over rounds; what can't be relied on is marked, and sorted last."""
+
+    def show(cell: Record) -> Entry:
+        value = cell[column]
+        if value is None:
+            return Entry(NONE)
+        low, high = cell.get(f"{column}_low"), cell.get(f"{column}_high")
+        shown = text(value) if low is None or high is None else f"{text(value)} [{text(low)}, {text(high)}]"
+        if cell[doubt]:
+            return Entry(f"{shown} ?", None, "doubt", f"unreliable: {cell[doubt]}")
+        return Entry(shown, value)
+
+    return show
+
+
+def _milliseconds(column: str) -> Show:
+    return _timed(f"seconds_{column}", lambda seconds: f"{1000 * seconds:.1f}")
+
+
+def _accuracy(cell: Record) -> Entry:
     if not cell["reachable"]:
-        return None, "not reachable"
+        return Entry("not reachable")
     if cell["accuracy"] is None:
-        return None, "–"
+        return Entry(NONE)
     bounds = f"[{100 * cell['accuracy_low']:.1f}, {100 * cell['accuracy_high']:.1f}]"
-    return cell["accuracy"], f"{100 * cell['accuracy']:.1f} {bounds}"
+    return Entry(f"{100 * cell['accuracy']:.1f} {bounds}", cell["accuracy"])
 
 
-def _kept(cell: Record) -> Shown:
+def _kept(cell: Record) -> Entry:
     mean, low, high = (cell[f"retention_{word}"] for word in ("mean", "min", "max"))
     if mean is None:
-        return None, "–"
-    return mean, f"{100 * mean:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low < high else "")
+        return Entry(NONE)
+    return Entry(f"{100 * mean:.2f}" + (f" [{100 * low:.2f}, {100 * high:.2f}]" if low < high else ""), mean)
 
 
-def _paired(name: str) -> Callable[[Record], Shown]:
-    def shown(cell: Record) -> Shown:
-        if cell[f"wins_{name}"] is None:
-            return None, "–"
+def _paired(name: str) -> Show:
+    def show(cell: Record) -> Entry:
         wins, losses = cell[f"wins_{name}"], cell[f"losses_{name}"]
-        return wins - losses, f"+{wins} −{losses}, p {chance(cell[f'mcnemar_p_{name}'])}"
+        if wins is None:
+            return Entry(NONE)
+        return Entry(f"+{wins} −{losses}, p {chance(cell[f'mcnemar_p_{name}'])}", wins - losses)
 
-    return shown
+    return show
 
 
-COLUMNS: dict[str, Callable[[Record], Shown]] = {
-    "method": lambda cell: (cell["method"], "all tokens" if cell["method"] == FULL else cell["method"]),
+def _timing(cell: Record) -> Entry:
+    reason = cell["cost_doubt"] or cell["speedup_doubt"]
+    return Entry(f"unreliable: {reason}", reason, "doubt") if reason else Entry(NONE)
+
+
+COLUMNS: dict[str, Show] = {
     "asked, %": _number("keep_ratio", lambda ratio: f"{100 * ratio:g}"),
     "seed": _number("seed", str),
     "accuracy [95 %], %": _accuracy,
@@ -131,39 +207,23 @@ COLUMNS: dict[str, Callable[[Record], Shown]] = {
     "prefill, ms": _milliseconds("prefill"),
     "a token, ms": _milliseconds("per_token"),
     "total, ms": _milliseconds("total"),
-    "videos/s": _number("videos_per_second", lambda pace: f"{pace:.2f}"),
+    "videos/s": _timed("videos_per_second", lambda pace: f"{pace:.2f}"),
     "allowed ×": _number("speedup_allowed", lambda factor: f"{factor:.2f}"),
-    "measured ×": _number("speedup_measured", lambda factor: f"{factor:.2f}"),
+    "measured ×": _timed("speedup_measured", lambda factor: f"{factor:.2f}", "speedup_doubt"),
+    "timing": _timing,
     "peak memory": _number("peak_memory_bytes", mebibytes),
     "keys, values": _number("kv_bytes", mebibytes),
     "GFLOPs": _number("flops_total", lambda count: f"{count / 1e9:.3g}"),
 }
 
 
-def cell_table(comparison: Comparison) -> Html:
-    """Every cell; columns in which no cell has a value are left out. Sorted in the page by a click on a head."""
-    cells = comparison.cells
-    columns = {title: show for title, show in COLUMNS.items() if any(show(cell)[0] is not None for cell in cells)}
+def cell_table(comparison: Comparison) -> Table:
+    """Every cell of the sweep; columns in which no cell has a value are left out."""
+    shown = {title: [show(cell) for cell in comparison.cells] for title, show in COLUMNS.items()}
+    shown = {title: entries for title, entries in shown.items() if any(entry.text != NONE for entry in entries)}
     rows = []
-    for cell in cells:
-        shown = [show(cell) for show in columns.values()]
-        notes = cell["settings"] if cell["reachable"] else cell["reason"]
-        first = element("th", shown[0][1], scope="row", title=notes)
-        others = [element("td", text, data_value=value) for value, text in shown[1:]]
-        rows.append(element("tr", first, *others, data_method=cell["method"], data_cell=cell["cell"]))
-    heads = [element("th", element("button", title, type="button"), scope="col") for title in columns]
-    return table(heads, rows, class_="sortable")
-
-
-def compact_rows(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Head and rows: accuracy of every method at every keep ratio, mean over seeds."""
-    rows = []
-    for point in [*([comparison.full] if comparison.full else []), *comparison.floors]:
-        accuracy = point.mean("accuracy")
-        shown = "–" if accuracy is None else f"{100 * accuracy:.1f}"
-        rows.append([point.label, *[shown] * len(comparison.ratios)])
-    for method in comparison.methods:
-        by_ratio = {point.keep_ratio: point.mean("accuracy") for point in comparison.of(method)}
-        values = [by_ratio.get(ratio) for ratio in comparison.ratios]
-        rows.append([method, *("–" if value is None else f"{100 * value:.1f}" for value in values)])
-    return ["accuracy, %", *(share(ratio) for ratio in comparison.ratios)], rows
+    for cell, entries in zip(comparison.cells, zip(*shown.values(), strict=True), strict=True):
+        name = "all tokens" if cell["method"] == FULL else cell["method"]
+        first = Entry(name, name, note=cell["settings"] if cell["reachable"] else cell["reason"])
+        rows.append(Row((first, *entries), cell["method"], cell["cell"]))
+    return Table(("method", *shown), tuple(rows))

@@ -1,6 +1,7 @@
 """Made-up sweeps: folders as `jobs/sweep.py` leaves them, with answers drawn at random."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ FLOORS = {"one_frame": 0.55, "text_only": 0.35}
 KINDS = ("count", "color", "order", "direction")
 FULL_ACCURACY = 0.9
 LAYERS, TOKENS = 8, 288
+QUARTILES = {"": 1.0, "_low": 0.97, "_high": 1.03}
+"""Of every cost, in units of its median."""
+SMALL = {"vitcop": 0.9, "random": 0.8, "evs": 0.85}
+"""Skills of a sweep of few methods."""
 HARMLESS_QUESTION = "How many circles?"
 NASTY_QUESTION = """<script>document.title = "taken over"</script> Is it "5 > 3" & 'so'?"""
 
@@ -137,18 +142,18 @@ def _facts(cell: Cell) -> dict[str, Any]:
 
 def _costs(cell: Cell) -> dict[str, Any]:
     selection = 0.0 if cell.method == "none" else 0.002 + 0.001 * (len(cell.method) % 4)
-    prefill = 0.004 + 0.05 * _kept(cell)
-    total = 0.03 + 0.02 + selection + prefill + 0.01
-    return {
+    medians = {"vision": 0.02, "selection": selection, "prefill": 0.004 + 0.05 * _kept(cell), "generate": 0.01}
+    medians |= {"total": sum(medians.values()), "per_token": 0.005}
+    seconds = {f"seconds_{name}{end}": by * value for name, value in medians.items() for end, by in QUARTILES.items()}
+    return seconds | {
         "seconds_decode": 0.03,
-        "seconds_vision": 0.02,
-        "seconds_selection": selection,
-        "seconds_prefill": prefill,
-        "seconds_per_token": 0.005,
-        "seconds_total": total,
-        "videos_per_second": 1 / (total - 0.03),
+        **{
+            f"videos_per_second{end}": 1 / (by * medians["total"])
+            for end, by in zip(QUARTILES, (1, 1.03, 0.97), strict=True)
+        },
         "peak_memory_bytes": int(2e8 + 4e7 * _kept(cell)) if cell.method != "grid" else None,
         "cost_runs": 12,
+        "cost_rounds": 3,
     }
 
 
@@ -158,7 +163,12 @@ def _run(ratios: Sequence[float]) -> dict[str, Any]:
         "state": "finished",
         "started": "2026-11-20T10:00:00+00:00",
         "versions": {"python": "3.11.2", "torch": "2.13"},
-        "config": {"model": {"model": "tiny <model>"}, "frames": {"num_frames": None, "fps": None}, "sweep": sweep},
+        "config": {
+            "input": {"manifest": "data/<held>/q.jsonl"},
+            "model": {"model": "tiny <model>"},
+            "frames": {"num_frames": None, "fps": None},
+            "sweep": sweep,
+        },
         "fingerprint": {"frames": {"num_frames": 8, "fps": None}},
     }
 
@@ -216,3 +226,26 @@ def _frames(rng: np.random.Generator, brightness: int) -> np.ndarray:
         frame[(rows - 30 - 4 * time) ** 2 + (columns - 20 - 7 * time) ** 2 < 100] = (230, 150, 30)
         frame[60:74, 10:24] = (60, 120, 230)
     return frames
+
+
+def cells_with(folder: Path, changes: dict[str, dict[str, object]]) -> Path:
+    """Rewrites columns of some cells."""
+    file = folder / "cells.parquet"
+    table = pq.read_table(file)
+    rows = [row | changes.get(row["cell"], {}) for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return folder
+
+
+def write_answers(folder: Path, right: dict[str, list[bool]]) -> None:
+    """Replaces who was right where."""
+    shutil.rmtree(folder / "answers")
+    (folder / "answers").mkdir()
+    rows = [
+        {"cell": cell, "sample_id": str(number), "video": "v", "correct": each}
+        for cell, values in right.items()
+        for number, each in enumerate(values)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "answers/part-00000.parquet")
+    means = {cell: {"accuracy": sum(values) / len(values)} for cell, values in right.items()}
+    cells_with(folder, means)
