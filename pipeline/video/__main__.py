@@ -58,6 +58,7 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         "timestamps": decoded.timestamps.round(6).tolist(),
         "lost": list(decoded.lost),
         "truncated": decoded.truncated,
+        "clock": decoded.clock,
         "out": None if options.out is None else str(options.out),
     }
 

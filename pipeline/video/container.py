@@ -7,6 +7,7 @@ of the video stream (without decoding them, but for the first frame) and keeps t
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,6 +28,9 @@ _MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _TIMED_CONTAINERS = {_MP4, _MATROSKA, "mpegts", "flv", "gif"}
 # Codecs whose packets hold exactly one shown frame each. Other codecs hide frames (VP8) or pack several together.
 _ONE_FRAME_PER_PACKET = {"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "gif", "prores"}
+_LEAST_TIMED = (
+    0.9  # of the packets: with fewer that have a time of their own, the times are not what tells frames apart
+)
 _PROGRESSIVE = (0, 1)  # FFmpeg's field orders "unknown" and "progressive": no packet holds a single field
 _SLICES, _IDR_SLICE = (1, 2, 5), 5  # H.264 NAL unit types
 _INTRA_SLICE_TYPES = (2, 4)  # I and SI, modulo 5
@@ -41,7 +45,7 @@ class VideoError(ValueError):
     """A video that cannot be used.
 
     `kind` is one of missing, not_a_file, empty, unreadable, no_video_stream, too_few_frames, too_many_frames,
-    span_outside and extreme_shape.
+    span_outside, untimed and extreme_shape.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -83,6 +87,8 @@ class FrameIndex:
             begin, in decoding order.
         corrupt: decoding places of packets that the container itself marks as damaged.
         time_base: seconds per unit.
+        untimed: how many packets are left out of the index, since damage gave them the time of another one.
+        clock: the times can be trusted; False where the container stores times that contradict each other.
         last_duration: how long the last frame is shown, in units of `time_base`.
         skippable: the stream tells which of its frames no other refers to, so that a decoder may skip them.
         counted: the packets do not tell the frames apart, so frames were counted by decoding them; `order` then counts
@@ -98,6 +104,8 @@ class FrameIndex:
     last_duration: int
     counted: bool
     skippable: bool = False
+    untimed: int = 0
+    clock: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +116,7 @@ class VideoInfo:
         height, width: of the upright picture, in stored pixels.
         orientation: what makes the stored picture upright.
         declared_frames: the frame count in the file's header, 0 when it has none.
-        decord_exact: decord is known to return the right frames for a file of this make.
+        decord_exact: decord is known to return the right frames for a file of this make, with the colours of PyAV.
     """
 
     path: str
@@ -150,9 +158,10 @@ class VideoInfo:
 
     @property
     def truncated(self) -> bool:
-        """The header promises more frames than the file holds, or the container marks packets as damaged."""
+        """The header promises more frames than the file holds, the container marks packets as damaged, or some of them
+        have lost their time."""
         promised = 0 if self.index.counted else self.declared_frames  # a header counts packets
-        return bool(self.index.corrupt) or promised > len(self.index.pts)
+        return bool(self.index.corrupt) or self.index.untimed > 0 or promised > len(self.index.pts)
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
@@ -193,8 +202,12 @@ def examine(path: str, opened: "OpenVideo") -> VideoInfo:
         and stream.codec_context.field_order in _PROGRESSIVE
         and _timed(packets)
     )
-    index = _index_packets(packets, stream.time_base, name) if told_apart else _count_frames(path)
+    if told_apart:
+        index = _index_packets(packets, stream.time_base, name)
+    else:
+        index = _count_frames(path, stores_times=container.format.name in _TIMED_CONTAINERS)
     common = container.format.name in (_MP4, _MATROSKA) and len(container.streams.video) == 1
+    common = common and first.format.components[0].bits == 8  # deeper pictures get other colours in decord
     return VideoInfo(
         path=path,
         container=container.format.name,
@@ -240,11 +253,10 @@ def open_video(path: str) -> OpenVideo:
         raise VideoError("unreadable", f"{path}: not a readable video file ({error.strerror})") from error
     pictures = av.stream.Disposition.attached_pic  # a cover image, not a video
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
-    best = container.streams.best("video")
-    if not streams or not isinstance(best, av.VideoStream):
+    if not streams:
         container.close()
         raise VideoError("no_video_stream", f"{path}: the file has no video stream")
-    stream = best if best in streams else streams[0]
+    stream = _main_stream(container, streams)
     if stream.codec_context is None:
         container.close()
         raise VideoError("unreadable", f"{path}: no decoder for its video codec; re-encode it, for instance to H.264")
@@ -252,11 +264,24 @@ def open_video(path: str) -> OpenVideo:
     return OpenVideo(container, stream)
 
 
+def _main_stream(container: av.container.InputContainer, streams: list[av.VideoStream]) -> av.VideoStream:
+    """The stream that FFmpeg takes to be the main one, if it is among these."""
+    try:
+        best = container.streams.best("video")
+    except IndexError:  # PyAV does not know a stream that a damaged container announced late
+        best = None
+    return best if isinstance(best, av.VideoStream) and best in streams else streams[0]
+
+
 def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
     """The stream's packets, up to where a damaged container stops making sense."""
-    try:
-        yield from container.demux(stream)
-    except av.FFmpegError:
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:  # how PyAV passes over a packet of a stream that damage made up; the next ones can be read
+            continue
+        except av.FFmpegError:
+            pass
         return
 
 
@@ -313,17 +338,32 @@ class _Packet(NamedTuple):
 
 
 def _timed(packets: list[_Packet]) -> bool:
-    """Every packet has its own presentation time, and the clock never jumps back (as in joined broadcasts)."""
-    times = {packet.pts for packet in packets if packet.pts is not None}
-    keyframes = [packet.pts for packet in packets if packet.keyframe and packet.pts is not None]
-    return len(times) == len(packets) and _ascending(keyframes)
+    """Every packet has a presentation time, nearly every one a time of its own, and the clock never jumps back.
+
+    It does so in joined broadcasts. A damaged time may be the same as another's.
+    """
+    shared = _shared_times(packets)
+    timed = sum(packet.pts not in shared for packet in packets)
+    keyframes = [packet.pts for packet in packets if packet.keyframe and packet.pts not in shared]
+    known = all(packet.pts is not None for packet in packets)
+    return known and timed >= _LEAST_TIMED * len(packets) and _ascending(keyframes)  # type: ignore[arg-type]
+
+
+def _shared_times(packets: list[_Packet]) -> set[int | None]:
+    """The presentation times that more than one packet has."""
+    counts = Counter(packet.pts for packet in packets)
+    return {pts for pts, count in counts.items() if count > 1}
 
 
 def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> FrameIndex:
-    pts = np.array([packet.pts for packet in packets], dtype=np.int64)
-    order = np.argsort(pts)
-    pts = pts[order]
-    keys = [(i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.entry]
+    shared = _shared_times(packets)
+    timed = np.array([place for place, packet in enumerate(packets) if packet.pts not in shared])
+    pts = np.array([packets[place].pts for place in timed.tolist()], dtype=np.int64)
+    by_time = np.argsort(pts)
+    pts, order = pts[by_time], timed[by_time]
+    keys = [
+        (i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.entry and p.pts not in shared
+    ]
     return FrameIndex(
         pts=pts,
         order=order,
@@ -334,11 +374,16 @@ def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> F
         last_duration=packets[order[-1]].duration or _usual_step(pts),
         counted=False,
         skippable=_tells_references(packets, codec),
+        untimed=len(packets) - len(timed),
     )
 
 
-def _count_frames(path: str) -> FrameIndex:
-    """The index of a stream whose packets do not tell its frames apart, from decoding all of it."""
+def _count_frames(path: str, *, stores_times: bool) -> FrameIndex:
+    """The index of a stream whose packets do not tell its frames apart, from decoding all of it.
+
+    Args:
+        stores_times: the container is of a kind that stores presentation times.
+    """
     opened = open_video(path)
     container, stream = opened.container, opened.stream
     frames: list[tuple[int | None, bool, bool]] = []
@@ -350,7 +395,8 @@ def _count_frames(path: str) -> FrameIndex:
         time_base, rate = stream.time_base, Fraction(stream.average_rate or 25)
     times = [pts for pts, _, _ in frames if pts is not None]
     # The decoder's times when they make sense, else the packets' in ascending order, else the nominal frame rate.
-    if not (len(times) == len(frames) and _ascending(times)):
+    sound = len(times) == len(frames) and _ascending(times)
+    if not sound:
         clock = sorted(clock)
         stored = len(clock) == len(frames) and _ascending(clock)
         times, time_base = (clock, time_base) if stored else (list(range(len(frames))), 1 / rate)
@@ -365,6 +411,7 @@ def _count_frames(path: str) -> FrameIndex:
         time_base=time_base,
         last_duration=_usual_step(pts),
         counted=True,
+        clock=sound or not stores_times,
     )
 
 
@@ -467,7 +514,7 @@ def _independent_groups(packets: list[_Packet], index: FrameIndex) -> bool:
     Every packet is shown and undamaged, every keyframe is a clean start, and no frame is shown before the keyframe that
     precedes it in decoding order (closed groups of pictures).
     """
-    if index.counted or index.corrupt or not index.shown.all() or not packets[0].keyframe:
+    if index.counted or index.corrupt or index.untimed or not index.shown.all() or not packets[0].keyframe:
         return False
     if not all(packet.independent for packet in packets if packet.keyframe):
         return False

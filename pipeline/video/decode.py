@@ -31,7 +31,8 @@ class DecodedVideo:
         decoder: "decord" or "pyav", the one that made the frames.
         requested_frames: how many frames the sampling asked for, before caps and the video's own length.
         lost: sampled indices that could not be decoded whole and are left out.
-        truncated: the file holds less than its header promises.
+        truncated: the file holds less than its header promises, or damage left some frames without a time.
+        clock: the timestamps can be trusted; False where those of the file contradict each other.
         sampling: "keyframes" where keyframes were asked for and are many enough, else "uniform".
     """
 
@@ -48,6 +49,7 @@ class DecodedVideo:
     lost: tuple[int, ...]
     truncated: bool
     sampling: Mode = "uniform"
+    clock: bool = True
 
     @property
     def times(self) -> list[float]:
@@ -194,6 +196,7 @@ def _collect(info: VideoInfo, request: _Request, pictures: Pictures, used: str) 
         lost=tuple(index for index in indices.tolist() if index not in pictures),
         truncated=info.truncated,
         sampling="keyframes" if request.at_keyframes else "uniform",
+        clock=info.index.clock,
     )
 
 

@@ -298,7 +298,7 @@ def _spoilt(index: FrameIndex, bad: set[int]) -> np.ndarray:
     shown before that group's keyframe. A decoder conceals damage and flags only the frame that it struck.
     """
     keys = index.keyframes[:, 0]
-    never = len(index.order)
+    never = int(index.order.max()) + 1
     struck = np.full(len(keys) + 1, never)  # by group, the first damaged place; group 0 precedes every keyframe
     places = np.array(sorted(bad), dtype=np.int64)
     np.minimum.at(struck, np.searchsorted(keys, places, side="right"), places)

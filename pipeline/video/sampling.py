@@ -68,8 +68,8 @@ def sample_indices(info: VideoInfo, sampling: Sampling) -> tuple[np.ndarray, int
         has fewer.
 
     Raises:
-        VideoError: span_outside when the span misses the video; too_many_frames when `fps` asks for more than
-            `MOST_REQUESTED`.
+        VideoError: span_outside when the span misses the video; untimed when there is a span but no clock that can be
+            trusted; too_many_frames when `fps` asks for more than `MOST_REQUESTED`.
     """
     first, last = _span(info, sampling)
     if sampling.num_frames is not None:
@@ -110,6 +110,12 @@ def _at_keyframes(times: np.ndarray, indices: np.ndarray, keyframes: np.ndarray,
 
 def _span(info: VideoInfo, sampling: Sampling) -> tuple[int, int]:
     """First and last frame index of the span."""
+    if not info.index.clock and (sampling.start, sampling.end) != (None, None):
+        raise VideoError(
+            "untimed",
+            f"{info.path}: its time stamps contradict each other, so that start={sampling.start}, end={sampling.end} s "
+            "cannot be found; ask about the whole video, or remux the file",
+        )
     times = info.timestamps
     start = times[0] if sampling.start is None else sampling.start
     end = times[-1] if sampling.end is None else sampling.end

@@ -1,13 +1,14 @@
 """What a file holds is read from its packets; what cannot be used is named."""
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
-from pipeline.video import VideoError, decode, probe
+from pipeline.video import Sampling, VideoError, container, decode, probe
 from tests.pipeline.video.cases import ALL, FRAMES, Make, numbers, unusable
 from tests.pipeline.videos import numbered_frame, write_video
 
@@ -89,6 +90,71 @@ def test_a_clock_that_jumps_back_keeps_the_frames_in_order(make: Make, tmp_path:
     assert [number for number in numbers(decoded) if number is not None][:FRAMES] == list(range(FRAMES))
     assert numbers(decoded)[-20:] == list(range(FRAMES))[-20:]
     assert (np.diff(decoded.timestamps) > 0).all()
+
+
+def retimed(source: Path, path: Path, times: dict[int, int]) -> Path:
+    """Copy packets, some of them (by decoding order) with the presentation time of another one."""
+    with av.open(str(source)) as old, av.open(str(path), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        stored = [packet.pts for packet in packets]
+        for place, packet in enumerate(packets):
+            packet.pts, packet.stream = stored[times.get(place, place)], stream
+            new.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["closed.mkv", "closed.mp4"])
+@pytest.mark.parametrize(("struck", "other"), [(33, 34), (34, 33), (40, 41), (5, 7)])
+def test_two_packets_with_one_time_leave_the_clock_of_the_others_alone(
+    make: Make, tmp_path: Path, name: str, struck: int, other: int
+) -> None:
+    path = retimed(make(name), tmp_path / name, {struck: other})
+    decoded = decode(path, ALL)
+    lost = set(probe(make(name)).index.pts.searchsorted([in_decoding_order(make(name))[i] for i in (struck, other)]))
+    assert numbers(decoded) == sorted(set(range(FRAMES)) - lost)
+    np.testing.assert_allclose(decoded.times, np.array(numbers(decoded), dtype=float) / 25, atol=2e-3)
+    assert decoded.truncated and decoded.clock and decoded.decoder == "pyav"
+    assert numbers(decode(path, Sampling(num_frames=3, start=0.4, end=0.8))) == [10, 15, 20]
+
+
+def in_decoding_order(path: Path) -> list[int]:
+    with av.open(str(path)) as container:
+        return [packet.pts for packet in container.demux(video=0) if packet.size]
+
+
+def test_spans_of_a_file_without_a_clock_are_refused(make: Make, tmp_path: Path) -> None:
+    path = retimed(make("vp9.webm"), tmp_path / "v.mkv", {place: place // 3 * 3 + 2 for place in range(FRAMES)})
+    decoded = decode(path, ALL)
+    assert numbers(decoded) == list(range(FRAMES)) and not decoded.clock
+    with pytest.raises(VideoError, match=r"time stamps contradict each other, so that start=0\.5") as caught:
+        decode(path, Sampling(num_frames=2, start=0.5))
+    assert caught.value.kind == "untimed"
+    assert decode(make("closed.avi"), Sampling(num_frames=2, start=0.5)).clock  # stores no times, so none contradict
+
+
+def test_a_packet_of_a_stream_that_pyav_does_not_know_is_passed_over(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Damaged:
+        """Stands for a container; its packets are interrupted as PyAV does it."""
+
+        def __init__(self, packets: list[int]) -> None:
+            self.packets = packets
+
+        def demux(self, stream: object) -> Iterator[int]:
+            while self.packets:
+                if (packet := self.packets.pop(0)) < 0:
+                    raise IndexError("list index out of range")
+                yield packet
+
+    assert list(container.demux(Damaged([1, -1, 2, -1, -1, 3]), None)) == [1, 2, 3]  # type: ignore[arg-type]
+
+    def unknown(self: object, kind: str) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(av.container.streams.StreamContainer, "best", unknown, raising=True)
+    assert numbers(decode(make("closed.ts"), Sampling(num_frames=2))) == [0, FRAMES - 1]
 
 
 def test_names_are_only_ever_file_names(tmp_path: Path) -> None:

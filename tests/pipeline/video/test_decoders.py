@@ -181,6 +181,19 @@ def test_damage_in_an_open_group_reaches_the_frames_before_the_next_keyframe(mak
         assert np.array_equal(frame, whole[index])
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv422p", "yuv444p", "yuvj420p"])
+def test_colours_do_not_depend_on_the_decoder_that_auto_takes(tmp_path: Path, pix_fmt: str) -> None:
+    path = write_video(tmp_path / "v.mp4", 12, pix_fmt=pix_fmt)
+    info, indices = probe(path), np.array([0, 5, 11])
+    assert info.decord_exact == (pix_fmt != "yuv420p10le")
+    chosen, pyav = (decode(path, Sampling(num_frames=3), decoder=name) for name in ("auto", "pyav"))
+    assert chosen.indices.tolist() == pyav.indices.tolist() == [0, 6, 11]
+    assert np.array_equal(chosen.frames, pyav.frames)
+    if info.decord_exact:
+        one, other = read_with_decord(info, indices, 96, 160), read_with_pyav(info, indices, 96, 160)
+        assert all(np.array_equal(one[index], other[index]) for index in one)
+
+
 def test_what_others_write_to_stderr_meanwhile_is_passed_on(capfd: pytest.CaptureFixture[str]) -> None:
     with decoders._stderr_lines() as lines:
         os.write(2, b"[h264 @ 0x5612] error while decoding MB 3 4\n[actor] hello\n")
