@@ -124,7 +124,7 @@ class PruneConfig:
     """Which visual tokens the language model keeps."""
 
     method: str = "vitcop"
-    """A pruning method of `vitcop.methods`, or `none`. `vitcop` is the published one, with the paper's results behind it;
+    """A pruning method of `vitcop.methods`, or `none`. `vitcop` is the published one, with the paper's results;
     `vitcop_video` is this project's variant, which no real checkpoint has been measured with yet. On the embedded model
     93 against 74 % of the answers are right at 10 % of the tokens, and 86 against 57 at 5 %."""
     keep_ratio: float = 0.25
