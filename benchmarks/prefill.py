@@ -19,17 +19,16 @@ from transformers import PreTrainedModel
 from benchmarks.common import Phases, alternate, machine, medians, publish
 from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
 from benchmarks.tracking import peak_memory
-from vitcop import PrefillRecord, ViTCoP, prune
+from vitcop import METHODS, Method, PrefillRecord, get_method, prune
 
 GOALS = {"selection share of the unpruned prefill": 0.02, "prefill gain / allowed": {"cpu": 0.8, "cuda": 0.9}}
 FULL = 1.0
 
 
 def run_once(
-    model: PreTrainedModel, inputs: Mapping[str, Tensor], keep_ratio: float, tokens: int, frame_chunk: int
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], method: Method, tokens: int, frame_chunk: int
 ) -> tuple[dict[str, float], PrefillRecord]:
     """Seconds by phase of one prefill and `tokens` decoded tokens, and what the prefill did."""
-    method = ViTCoP(retention_ratio=keep_ratio)
     clock = Phases(model.device)
     with torch.inference_mode(), prune(model, method, frame_chunk=frame_chunk, clock=clock) as stats:
         output = model(**inputs, logits_to_keep=1, use_cache=True)
@@ -46,9 +45,9 @@ def run_once(
 def compare(options: argparse.Namespace, shape: str) -> dict[str, Any]:
     """All variants of one shape."""
     model = build_model(shape, options.device, getattr(torch, options.dtype), options.attention)
-    inputs = make_inputs(model, options.frames)
+    inputs, chosen = make_inputs(model, options.frames), get_method(options.method)
     runs = {
-        ratio: partial(run_once, model, inputs, ratio, options.tokens, options.frame_chunk)
+        ratio: partial(run_once, model, inputs, chosen(retention_ratio=ratio), options.tokens, options.frame_chunk)
         for ratio in (FULL, *options.keep_ratios)
     }
     measured = alternate(runs, options.repeats)
@@ -115,6 +114,7 @@ def gains(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill", description=__doc__.split("\n\n")[0])
     parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", default=["embedded"])
+    parser.add_argument("--method", choices=sorted(METHODS), default="vitcop")
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--tokens", type=int, default=8, help="tokens decoded after the prefill")
@@ -131,11 +131,12 @@ def main() -> None:
         result = {
             "benchmark": "prefill",
             "machine": machine(options.device),
-            "settings": {"dtype": options.dtype, "attention": options.attention, "repeats": options.repeats},
+            "settings": {name: getattr(options, name) for name in ("method", "dtype", "attention", "repeats")},
             "goals": GOALS,
             **compare(options, shape),
         }
-        publish(f"prefill-{shape}", result, options.save)
+        name = f"prefill-{shape}" if options.method == "vitcop" else f"prefill-{shape}-{options.method}"
+        publish(name, result, options.save)
 
 
 if __name__ == "__main__":

@@ -50,9 +50,12 @@ def test_selection_compares_equal_work(run) -> None:
     assert result["machine"]["threads"] == 1 and result["shape"]["frames"] == 3
 
 
-def test_prefill_reports_gains_beside_what_is_allowed(run) -> None:
-    result = run("prefill", "--frames", "4", "--keep-ratios", "0.5", "0.1", "--repeats", "1", "--tokens", "1")
-    assert result["shape"]["tokens"] == 4 * 36
+@pytest.mark.parametrize("method", ["vitcop", "vitcop_video"])
+def test_prefill_reports_gains_beside_what_is_allowed(run, method: str) -> None:
+    result = run(
+        "prefill", "--method", method, "--frames", "4", "--keep-ratios", "0.5", "0.1", "--repeats", "1", "--tokens", "1"
+    )
+    assert result["shape"]["tokens"] == 4 * 36 and result["settings"]["method"] == method
     half, tenth = result["pruned"]
     for name in ("prefill", "to the first token"):
         assert 1 < half["gain"][name]["allowed"] < tenth["gain"][name]["allowed"]
