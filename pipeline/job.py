@@ -23,11 +23,11 @@ from pipeline.cluster import Build, ClipResult, Engine, EngineConfig
 from pipeline.config import AnswerConfig, JobConfig, ModelConfig, RunConfig, SweepJobConfig
 from pipeline.errors import ConfigError
 from pipeline.manifest import Clip, Manifest, Row, cut_clips, load_manifest
+from pipeline.model.template import ROW, message_templates, read_text
 from pipeline.output import OutputFolder, ShardWriter, open_output
 from pipeline.output.events import ClipDone, Event, Listener, PartWritten, Tick, WorkerLost
 from pipeline.output.progress import Progress, deferred_interrupts
 from pipeline.output.record import RunRecord, fingerprint
-from pipeline.template import ROW, message_templates, read_text
 
 INTERRUPTED = 130
 TOO_MANY_ERRORS = 2

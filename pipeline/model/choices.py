@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from pipeline.options import LETTERS, equal_options, normalize
+from pipeline.manifest.options import LETTERS, equal_options, normalize
 
 _ARTICLE = r"(?!A\s+(?!(?:and|or|is|as|because|since)\b)[a-z])"
 _ANNOUNCEMENT = r"(?i:\b(?:answer|option|choice)\W*(?:\s(?:is|was)\b|:)\W*(?:option\b\W*)?)"

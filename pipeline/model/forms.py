@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from pipeline.config import ChoiceScoring
+from pipeline.manifest.options import LETTERS
 from pipeline.model.choices import parse_choice
 from pipeline.model.generation import AnswerRow
 from pipeline.model.prompt import Prompt, PromptBuilder, Question
-from pipeline.options import LETTERS
 
 
 class Generated:

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.options import resolve_answer
-from pipeline.template import lettered, message_templates
+from pipeline.manifest.options import resolve_answer
+from pipeline.model.template import lettered, message_templates
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 

@@ -1,7 +1,7 @@
 import pytest
 
+from pipeline.manifest.options import normalize
 from pipeline.model.choices import parse_choice, same_answer
-from pipeline.options import normalize
 
 COLORS = ("red", "dark red", "a blue car", "green")
 

@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from pipeline.errors import RowError
-from pipeline.options import check_index, resolve_answer, strip_labels
+from pipeline.manifest.options import check_index, resolve_answer, strip_labels
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 Record = Mapping[str, Any]

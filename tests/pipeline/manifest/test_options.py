@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.errors import RowError
-from pipeline.options import check_index, resolve_answer, strip_labels
+from pipeline.manifest.options import check_index, resolve_answer, strip_labels
 
 COLORS = ("red", "dark red", "a blue car", "green")
 

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.template import Template, lettered, message_templates, read_text
+from pipeline.model.template import Template, lettered, message_templates, read_text
 
 
 @pytest.mark.parametrize(

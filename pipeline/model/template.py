@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
-from pipeline.options import LETTERS
+from pipeline.manifest.options import LETTERS
 
 TEXT_FILES = (".txt", ".md", ".j2", ".jinja")
 ROW = "row"
