@@ -218,7 +218,7 @@ class Session(Generic[Ticket]):
     # -- ask ------------------------------------------------------------------------------------------------------
 
     def _next_chunk(self) -> list[_Asked[Ticket]]:
-        """The questions that can be asked now; with nothing else in flight there is always one."""
+        """The questions that can be asked now; with nothing being decoded there is always one."""
         chunk: list[_Asked[Ticket]] = []
         rows = len(self._decoding.rows)
         memory = sum(self._row_bytes(self._asked_by_row[id(row)]) for row in self._decoding.rows)
@@ -226,7 +226,9 @@ class Session(Generic[Ticket]):
             asked = self._waiting[0]
             copies = max(len(asked.candidates), self.config.num_samples)
             rows, memory = rows + copies, memory + copies * self._row_bytes(asked)
-            if (chunk or self._decoding.rows) and not self.limit.allows(rows, memory):
+            # With nothing decoded, or to be scored at once, a question does not wait for others to end.
+            at_once = not chunk and (asked.candidates or not self._decoding.rows)
+            if not at_once and not self.limit.allows(rows, memory):
                 break
             chunk.append(self._waiting.popleft())
         return chunk
