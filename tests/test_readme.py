@@ -22,6 +22,8 @@ from pipeline.manifest import load_manifest
 from pipeline.output import ANSWER_SCHEMA
 from tests.jobs.runs import read_rows, read_run
 
+UNREACHABLE_STATUS = "unreachable"
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -192,17 +194,33 @@ def test_python_example(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_column_and_error_is_listed() -> None:
     for name in ANSWER_SCHEMA.names:
         assert f"`{name}`" in README, name
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").glob("*.py"))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "pipeline").rglob("*.py"))
     rows = re.findall(r'RowError\(\s*"(\w+)"', sources)
     videos = [f"video_{kind}" for kind in re.findall(r'VideoError\(\s*"(\w+)"', sources)]
     assert rows
     assert videos
-    for name in {*rows, *videos}:
+    for name in {*rows, *videos, UNREACHABLE_STATUS}:
         assert f"`{name}`" in README, name
 
 
-def test_files_of_the_tree_are_there() -> None:
+def paths_of_the_tree() -> list[str]:
+    """The files and folders of the README's tree, by their paths."""
     (tree,) = [text for language, text in BLOCKS if not language]
-    named = re.findall(r"\b(\w+\.py)\b", tree.partition("pipeline/\n")[2].partition("vitcop/")[0])
-    assert len(named) > 10
-    assert all((ROOT / "pipeline" / name).is_file() for name in named)
+    paths, parents = [], [""]
+    for line in tree.splitlines():
+        name = line.split()[0]
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents = [*parents[: depth + 1], parents[depth] + name]
+        paths.append(parents[-1])
+    return paths
+
+
+def test_each_module_stands_in_the_tree_once() -> None:
+    paths = paths_of_the_tree()
+    assert len(paths) == len(set(paths))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    # A folder without files of its own in the tree stands for all that it holds.
+    whole = [path for path in paths if path.endswith("/") and not any(p.startswith(path) and p != path for p in paths)]
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pipeline").rglob("*.py")}
+    named = {path for path in modules if not path.endswith("__.py") and not any(path.startswith(w) for w in whole)}
+    assert named == {path for path in paths if path.endswith(".py")}

@@ -26,6 +26,7 @@ import torch
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import RowError
+from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer, is_correct
 from pipeline.model.clock import PhaseClock, peak_memory, reset_peak_memory
 from pipeline.model.forms import Form, Forms, Scored
@@ -33,7 +34,6 @@ from pipeline.model.generation import NOT_A_NUMBER, AnswerRow, DecodeBatch, Toke
 from pipeline.model.load import LoadedModel
 from pipeline.model.prefix import ClipPrefix, ModelInputs, ReadPrompts, log_likelihoods, read_prompts
 from pipeline.model.prompt import Prompt, PromptBuilder, Question
-from pipeline.model.rows import RowLimit
 from pipeline.video import DecodedVideo
 from vitcop import (
     Method,

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from pipeline.config import AnswerConfig, PruneConfig
+from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
 from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.generation import DecodeBatch
 from pipeline.model.load import LoadedModel, load_model
 from pipeline.model.prompt import Question
-from pipeline.model.rows import RowLimit
 from pipeline.video import DecodedVideo
 from tests.pipeline.model.test_answering import make_video
 from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
