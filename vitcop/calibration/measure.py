@@ -8,7 +8,7 @@ after the video pays to it from there on. The result is a profile for `ViTCoP(ke
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from vitcop.budget import SHALLOW_AND_DEEP, scaled_layers
 from vitcop.calibration.profiles import KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
-from vitcop.families import Family, family_of
+from vitcop.families import Family, Inputs, family_of
+from vitcop.inputs import Args, Kwargs, hidden_states
 from vitcop.language import LanguageModel
 from vitcop.ops.scores import attention_rows, key_distance, key_norm
 from vitcop.selection import take, true_indices
@@ -26,8 +27,6 @@ LEAST_CLIPS = 4
 RESAMPLES = 2000
 SURE = 0.95
 """Share of bootstrap samples in which another layer than the paper's must be better to be recommended."""
-
-Inputs = Mapping[str, Any]
 
 
 def calibrate(model: PreTrainedModel, clips: Iterable[Iterable[Inputs]], name: str | None = None) -> Profile:
@@ -95,14 +94,17 @@ class Watch:
         self.norm: list[Tensor] = []
         self.distance: list[Tensor] = []
 
-    def __call__(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
+    def __call__(self, layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        hidden = hidden_states(args, kwargs)
+        # (B, S, d_h) each
         cos, sin = kwargs["position_embeddings"]
         keys = self.language.rotated_keys(layer, hidden, (cos, sin))
+        # Only the question's rows: (1, H, Q, d_h) queries against all (1, G, S, d_h) keys.
         text = take(hidden, self.rows), (take(cos, self.rows), take(sin, self.rows))
         queries = self.language.rotated_queries(layer, *text)
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= self.rows[..., None]
         rows = attention_rows(queries, keys, self.language.attention_scale(layer), seen[:, None])
+        # (1, G, V, d_h)
         visual_keys = keys[:, :, self.visual[0]]
         self.attention.append(rows.mean(dim=(1, 2))[0, self.visual[0]])
         self.norm.append(key_norm(visual_keys)[0])
@@ -136,7 +138,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation along the last axis, ties at their mean rank; 0 where one side is constant."""
     first, second = _centred_ranks(first), _centred_ranks(second)
     scale = first.norm(dim=-1) * second.norm(dim=-1)
-    return (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    correlation: Tensor = (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return correlation
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
@@ -158,6 +161,7 @@ def summarize(measured: Tensor, **described: Any) -> Profile:
     layers = tuple(
         _layer_profile(values[..., column], means[..., column], column + 1) for column in range(num_layers - 1)
     )
+    # Of each stage, layers near the paper's are candidates; its own layer stays unless one is surely better.
     shallow, deep = scaled_layers(SHALLOW_AND_DEEP, num_layers)
     return Profile(
         num_layers=num_layers,
@@ -190,7 +194,7 @@ def _stage(layers: tuple[LayerProfile, ...], means: Tensor, default: int, candid
     best = means.amax(dim=0)  # samples, layers
 
     def correlation(layer: int) -> float:
-        return getattr(layers[layer - 1], layers[layer - 1].best).mean
+        return layers[layer - 1].estimate(layers[layer - 1].best).mean
 
     better = [layer for layer in candidates if (best[:, layer - 1] > best[:, default - 1]).double().mean() >= SURE]
     layer = max(better, key=correlation, default=default)
