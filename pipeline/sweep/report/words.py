@@ -16,6 +16,11 @@ def share(ratio: float) -> str:
     return f"{100 * ratio:g}{PERCENT}"
 
 
+def unbroken(text: str) -> str:
+    """Text that stays on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def gain(difference: float) -> str:
     """A difference of accuracies in percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
@@ -24,6 +29,11 @@ def gain(difference: float) -> str:
 def listed(words: Sequence[str]) -> str:
     """`a, b and c`."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 clip`, `1,036 clips`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def chance(p: float) -> str:
