@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, LogitsProcessor, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from pipeline.config import JobConfig, PruneConfig
+from pipeline.config import CALIBRATED, JobConfig, PruneConfig
 from pipeline.errors import ConfigError, RowError
 from pipeline.model.choices import parse_choice, same_answer
 from pipeline.model.frames import FrameSize
@@ -30,6 +30,7 @@ from pipeline.video import DecodedVideo
 from vitcop import (
     Method,
     PrefillRecord,
+    ProfileError,
     PruneStats,
     UnreachableBudgetError,
     UnsupportedInputError,
@@ -39,6 +40,7 @@ from vitcop import (
     get_method,
     prune,
 )
+from vitcop.calibration.profiles import COMMAND, find_profile
 
 __all__ = ["Answer", "Question", "VideoQA"]
 
@@ -111,8 +113,8 @@ class VideoQA:
     def __init__(self, config: JobConfig, loaded: LoadedModel | None = None, vision: VisionCache | None = None) -> None:
         self.config, self.vision = config, vision
         self.record: PrefillRecord | None = None
-        self.method = build_method(config.prune)
         self.loaded = loaded or load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
+        self.method = build_method(recommended(config.prune, self.loaded))
         try:
             prune(self.loaded.model, self.method)
         except UnsupportedModelError as error:
@@ -352,6 +354,27 @@ class PhaseClock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
+    """The configuration; with `calibrated`, that of the method that the model's profile recommends.
+
+    Raises:
+        ConfigError: there is no profile beside the model, or it recommends no method.
+    """
+    if config.method != CALIBRATED:
+        return config
+    try:
+        choice = find_profile(loaded.model, f"--method {CALIBRATED}").choice
+    except ProfileError as error:
+        raise ConfigError(str(error)) from error
+    if choice is None:
+        raise ConfigError(
+            f"--method {CALIBRATED}: the profile beside {loaded.name} recommends no method; "
+            f"make it again with {COMMAND}"
+        )
+    options = {**choice.preset.options, **config.method_options}
+    return dataclasses.replace(config, method=choice.preset.method, method_options=options)
 
 
 def build_method(config: PruneConfig) -> Method:
