@@ -13,7 +13,7 @@ from pipeline.decoding import TimedVideo, decode_clip
 from pipeline.manifest import Clip
 from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
-from pipeline.model.answering import VideoQA, build_method
+from pipeline.model.answering import VideoQA, build_method, recommended
 from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
 from pipeline.output import error_columns
@@ -56,7 +56,7 @@ class ClipAnswerer:
         torch.set_num_threads(threads)
         self.config = config
         loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
-        method = build_method(config.prune)
+        method = build_method(recommended(config.prune, loaded))
         self.model = VideoQA(loaded, method, config.answer, frame_chunk=config.prune.frame_chunk)
         rows = None if config.run.batch_rows == "auto" else config.run.batch_rows
         self.limit = RowLimit(loaded, rows, config.run.memory_fraction)

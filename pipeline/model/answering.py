@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from pipeline.config import AnswerConfig, PruneConfig
+from pipeline.config import CALIBRATED, AnswerConfig, PruneConfig
 from pipeline.errors import ConfigError
 from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
@@ -15,7 +16,8 @@ from pipeline.model.prefix import ModelInputs
 from pipeline.model.prompt import PromptBuilder, Question
 from pipeline.model.session import Session
 from pipeline.video import DecodedVideo
-from vitcop import Method, PrefillRecord, UnsupportedModelError, VisionCache, get_method, prune
+from vitcop import Method, PrefillRecord, ProfileError, UnsupportedModelError, VisionCache, get_method, prune
+from vitcop.calibration.profiles import COMMAND, find_profile
 
 
 class VideoQA:
@@ -97,6 +99,27 @@ class VideoQA:
                 finished = [answers for _, answers in session.step()]
             self.record = session.record or self.record
         return finished[0]
+
+
+def recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
+    """The configuration; with `calibrated`, that of the method that the model's profile recommends.
+
+    Raises:
+        ConfigError: there is no profile beside the model, or it recommends no method.
+    """
+    if config.method != CALIBRATED:
+        return config
+    try:
+        choice = find_profile(loaded.model, f"--method {CALIBRATED}").choice
+    except ProfileError as error:
+        raise ConfigError(str(error)) from error
+    if choice is None:
+        raise ConfigError(
+            f"--method {CALIBRATED}: the profile beside {loaded.name} recommends no method; "
+            f"make it again with {COMMAND}"
+        )
+    options = {**choice.preset.options, **config.method_options}
+    return dataclasses.replace(config, method=choice.preset.method, method_options=options)
 
 
 def build_method(config: PruneConfig) -> Method:

@@ -14,7 +14,7 @@ from pipeline.config import FrameConfig, SweepJobConfig
 from pipeline.decoding import TimedVideo, decode_samplings
 from pipeline.manifest import Clip
 from pipeline.model.answerer import answer_columns, exit_when_device_fails, questions_of
-from pipeline.model.answering import VideoQA, build_method
+from pipeline.model.answering import VideoQA, build_method, recommended
 from pipeline.model.load import load_model
 from pipeline.model.prefix import model_inputs
 from pipeline.sweep.cells import UNREACHABLE, Cell, cells_of
@@ -41,7 +41,8 @@ class SweepModel(OneByOne):
         self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
         vision = VisionCache() if share else None
         self.models = {
-            cell: VideoQA(self.loaded, build_method(cell.prune), config.answer, vision=vision) for cell in self.cells
+            cell: VideoQA(self.loaded, build_method(recommended(cell.prune, self.loaded)), config.answer, vision=vision)
+            for cell in self.cells
         }
 
     @property
