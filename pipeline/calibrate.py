@@ -65,6 +65,7 @@ def write_profile(config: CalibrateConfig) -> Profile:
         ValueError, OSError: too few videos, or the file can't be written.
     """
     loaded = load_model(config.model, dtype=config.dtype, device=config.device)
+    # A generator, so that one video's pixels are in memory at a time.
     clips = (_clip_inputs(loaded, path, config) for path in config.videos)
     profile = calibrate(loaded.model, clips, config.model)
     profile.save(config.output or loaded.folder / FILE_NAME)
@@ -76,6 +77,7 @@ def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> It
     frames, placeholders = loaded.frame_processor, family_of(loaded.model).placeholders
     video = decode(path, Sampling(num_frames=config.num_frames), frames.frame_size)
     pixels = model_inputs(loaded, video)
+    # The pixels are shared by all prompts on the video; only the text differs.
     prompts = PromptBuilder(
         loaded.tokenizer, AnswerConfig(), show_options=False, video=frames.video_text, visual_token=frames.visual_token
     )
