@@ -84,6 +84,7 @@ def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> It
     frames, placeholders = loaded.frame_processor, family_of(loaded.model).placeholders
     video = decode(path, Sampling(num_frames=config.num_frames), frames.frame_size)
     pixels = model_inputs(loaded, video)
+    # The pixels are shared by all prompts on the video; only the text differs.
     prompts = PromptBuilder(
         loaded.tokenizer, AnswerConfig(), show_options=False, video=frames.video_text, visual_token=frames.visual_token
     )

@@ -59,6 +59,7 @@ def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, descr
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     file, words = _take_config_flag(words)
+    # The file's values become the defaults, so a flag beside it wins.
     default = config_type() if file is None else from_mapping(config_type, _read_yaml(file))
     note = "--config FILE.yaml reads settings from a file; flags given beside it win."
     try:
@@ -69,6 +70,7 @@ def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, descr
             description=f"{description or config_type.__doc__}\n\n{note}",
             config=(tyro.conf.OmitArgPrefixes,),
         )
+    # argparse's own code for a wrong argument, 2, means "too many errors" here.
     except SystemExit as exit:
         raise SystemExit(1 if exit.code else 0) from exit
 
@@ -87,6 +89,7 @@ def from_mapping(config_type: type[JobT], values: Any, path: str = "") -> JobT:
         where = f"{path}.{key}" if path else str(key)
         if key not in hints:
             raise ConfigError(f"{where}: unknown setting; known here are {', '.join(sorted(hints))}")
+        # A group of settings is a dataclass of its own, and is read by this function again.
         read = from_mapping if isinstance(hints[key], type) and dataclasses.is_dataclass(hints[key]) else _coerce
         arguments[key] = read(hints[key], value, where)
     return config_type(**arguments)
@@ -97,6 +100,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if hint is Options:
         hint = Mapping
     alternatives = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    # The first alternative that takes the value wins, in the order of the declaration.
     for alternative in alternatives:
         if get_origin(alternative) is tuple and isinstance(value, list | tuple):
             return tuple(_coerce(get_args(alternative)[0], item, where) for item in value)
@@ -108,6 +112,7 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
             return float(value)
         if alternative is Mapping and isinstance(value, Mapping):
             return dict(value)
+        # Exact types: in Python True is an int, and a yes in a file is no number.
         if type(value) is alternative:
             return value
     expected = " or ".join(getattr(alternative, "__name__", str(alternative)) for alternative in alternatives)

@@ -291,6 +291,7 @@ class SweepJobConfig:
 
 def to_mapping(config: Any) -> dict[str, Any]:
     """Nested plain values (JSON and YAML can hold them) from which `from_mapping` makes an equal config."""
+    # `asdict` goes through groups and containers; `_plain` changes what JSON has no word for.
     return dataclasses.asdict(config, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})
 
 

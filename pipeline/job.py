@@ -65,6 +65,7 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retr
         ConfigError: an id in the folder belongs to another question than in the manifest.
     """
     done = folder.done()
+    # Same id, other question: refused where it has an answer, done again where it has an error.
     changed = [row for row in manifest.rows if row.sample_id in done and done[row.sample_id].content != row.content]
     corrected = {row.sample_id for row in changed}
     for row in changed:
@@ -73,6 +74,7 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retr
                 f"{folder.path} holds an answer to another question under sample_id {row.sample_id!r}: "
                 f"{done[row.sample_id].content} there, {row.content} in the manifest. Choose another --output"
             )
+    # attempts so far, by id, of the rows that are taken out of the folder
     again = {
         name: entry.attempt
         for name, entry in done.items()
@@ -80,6 +82,7 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retr
     }
     if again:
         folder.drop(again)
+    # Not in the folder, or just taken out of it; clips are cut from these alone.
     missing = [row for row in manifest.rows if row.sample_id not in done or row.sample_id in again]
     return Plan(cut_clips(missing, shard_size), again, len(manifest.rows) - len(missing))
 
@@ -99,7 +102,7 @@ class Job(ABC):
     """What one kind of job adds to the walk that both share.
 
     Attributes:
-        config: all settings, those of the answers as `settle` leaves them.
+        config: all settings, those of the answers as `resolve_answers` leaves them.
         output: the folder that people look at.
     """
 
@@ -111,7 +114,7 @@ class Job(ABC):
     def __init__(self, config: JobConfig | SweepJobConfig) -> None:
         if config.run.output is None and config.input.manifest is not None:
             raise ConfigError("--manifest needs an --output folder for the results")
-        self.config = dataclasses.replace(config, answer=settle(config.answer, config.model))
+        self.config = dataclasses.replace(config, answer=resolve_answers(config.answer, config.model))
         self.output = config.run.output or self.demo_output
 
     @property
@@ -161,10 +164,13 @@ class Run:
 
     def answer(self) -> None:
         """Answer the clips of the plan and write a part for each shard that is complete."""
+        # Shards are fixed in the plan, so that the writer knows when one has all of its clips.
         writer = ShardWriter(self.folder, self.manifest, self.plan.shard_sizes, self.job.schema)
+        # Rows that can't be asked need no worker; they go through the same writer as the rest.
         for clip in self.plan.clips:
             if clip.problem is not None:
                 self._take(ClipResult(clip=clip, attempt=1, error=clip.problem), writer)
+        # Without any clip to decode no cluster is started and no model loaded.
         clips = [clip for clip in self.plan.clips if clip.problem is None]
         if not clips:
             return
@@ -174,10 +180,12 @@ class Run:
             errors=self.counts.errors,
             interval=self.job.config.run.progress_interval,
         )
+        # The bar comes after these rows, and counts them as done already.
         self.listeners.append(progress)
         began = time.monotonic()
         engine = Engine[Clip](self.job.build(), self.engine_config, on_worker_lost=self._lose_worker)
         try:
+            # Interrupts come between two results only, so that no result is half written.
             with engine, ticking(self.emit, progress.close) as tick:
                 for result in engine.run(clips, tick):
                     self._take(result, writer)
@@ -185,11 +193,13 @@ class Run:
         finally:
             self.counts.seconds = time.monotonic() - began
             self.listeners.remove(progress)
+            # Also after an interrupt or error: rows of incomplete shards are not answered twice.
             writer.flush()
 
     def answer_alone(self, build: Build, clips: Sequence[Clip]) -> Iterator[ClipResult[Clip]]:
         """The results of these clips from a single worker with nothing decoded beside it, for measurements."""
         progress = Progress(len(clips), interval=self.job.config.run.progress_interval, unit="clip")
+        # One worker and nothing decoded ahead: times are those of the model alone on the machine.
         alone = dataclasses.replace(self.engine_config, workers=1, decode_ahead=0)
         with Engine[Clip](build, alone) as engine, ticking(progress, progress.close) as tick:
             for result in engine.run(clips, tick):
@@ -211,6 +221,7 @@ class Run:
             listener(event)
 
     def _take(self, result: ClipResult[Clip], writer: ShardWriter) -> None:
+        # (row, its columns) for every row of the clip; the writer returns a part if the shard is complete
         rows = self.job.columns(result, self.plan.attempts)
         part = writer.add(result.clip, rows)
         # A sweep has several output rows for each question: it failed if one of them did.
@@ -257,10 +268,13 @@ def run_job(job: Job) -> int:
     from pipeline.model.load import model_revision  # with torch, which --help can do without
 
     config = job.config
+    # The folder is locked for this process until the block ends.
     with open_output(job.answers_folder) as folder:
         manifest = read_manifest(job)
+        # A model name can change its weights; the commit or content hash can't.
         revision = model_revision(config.model.model, config.model.revision)
         identity = fingerprint(config, revision, manifest.extras.schema)
+        # Cleared before it is claimed, so that results of other settings are no obstacle.
         if config.run.overwrite:
             folder.clear()
         folder.claim(identity)
@@ -269,6 +283,7 @@ def run_job(job: Job) -> int:
         with RunRecord(folder, config, identity, rows=len(manifest.rows), done=plan.finished) as record:
             run.listeners.append(record)
             try:
+                # Answers first; `finish` makes what it makes (costs, report) out of the whole folder.
                 run.answer()
                 job.finish(run)
                 record.state = "finished"
@@ -276,22 +291,25 @@ def run_job(job: Job) -> int:
                 record.state = "interrupted"
                 print(f"interrupted ({interrupt}); the same command goes on from here", file=sys.stderr)
             finally:
+                # Also after a failure: `run.json` tells how far the run came.
                 summary = job.summarize(run)
                 record.closing = {"this_run": dataclasses.asdict(run.counts), "summary": summary}
         job.report(run, record.state, summary)
     if record.state == "interrupted":
         return INTERRUPTED
+    # `failed` counts rows without a result, lost ones among them, so nothing missing exits with 0.
     return TOO_MANY_ERRORS if summary["failed"] > config.run.max_error_rate * len(manifest.rows) else 0
 
 
-def settle(answer: AnswerConfig, model: ModelConfig) -> AnswerConfig:
-    """The settings with what they mean today: prompts out of their files, and the checkpoint's way of choosing.
+def resolve_answers(answer: AnswerConfig, model: ModelConfig) -> AnswerConfig:
+    """The settings of the answers with prompt files read and `choice_scoring="auto"` replaced by the checkpoint's own.
 
     Raises:
         ConfigError: a file that can't be read, or no such model.
     """
     from pipeline.model.load import default_scoring  # with torch, which --help can do without
 
+    # Read now, so that the fingerprint has the text of a prompt and not the name of its file.
     scoring = answer.choice_scoring
     return dataclasses.replace(
         answer,
@@ -315,6 +333,7 @@ def read_manifest(job: Job) -> Manifest:
         limit=settings.limit,
         bad_rows=settings.bad_rows,
     )
+    # A template that names a missing column fails here, before anything is started.
     for template in templates:
         template.check(manifest.columns)
     total = len(manifest.rows)
@@ -324,6 +343,7 @@ def read_manifest(job: Job) -> Manifest:
     if problems := manifest.problems:
         changed = f"{len(problems)} of {total} rows can't be asked and become rows with an error"
         print(f"{changed} (--bad-rows), such as: {problems[0].message}", file=sys.stderr)
+    # Only columns that a prompt uses travel to the workers; all others stay with the driver.
     used = frozenset().union(*(template.names for template in templates))
     return manifest.with_carried(manifest.columns if ROW in used else used)
 

@@ -83,8 +83,8 @@ class VideoQAJob(Job):
         return summary | others | {"failed": len(run.manifest.rows) - summary["ok"]}
 
     def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
-        pace = dataclasses.asdict(run.counts)
-        print(format_summary(summary, pace if run.plan.clips else None))
+        counts = dataclasses.asdict(run.counts)
+        print(format_summary(summary, counts if run.plan.clips else None))
         print(f"output    {run.folder.path.absolute()}")
 
 

@@ -119,8 +119,10 @@ def stage_mask(
 def _additive_mask(hidden: Tensor, valid: Tensor | None, bias: Tensor) -> Tensor:
     """(B, 1, S, cached + S) causal mask with a bias, in the dtype of the new tokens (B, S, D)."""
     new, length = hidden.shape[1], bias.shape[1]
+    # (S, cached + S) causal: new token i stands at place length - S + i and sees no later one
     place = torch.arange(length, device=hidden.device)
     seen = place <= place[length - new :, None]
+    # (1 or B, S, cached + S)
     seen = seen[None] if valid is None else seen & valid[:, None]
     # The least finite number, so that the rows of padding, which see nothing, have no NaN.
     return torch.where(seen, bias[:, None], torch.finfo(hidden.dtype).min).to(hidden.dtype)[:, None]

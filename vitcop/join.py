@@ -38,6 +38,7 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
     layouts = [_own_layout(cache) for cache in caches]
     if not caches:
         raise UnsupportedInputError("there is no cache to join")
+    # Neighbours are compared, which is enough: being of one model carries over from each to the next.
     for one, other in pairwise(caches):
         if _signature(one) != _signature(other):
             raise UnsupportedInputError(
@@ -47,6 +48,7 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
     # Layers form one stage of the joint cache where they form one stage of every single cache.
     columns = list(zip(*(layout.stage_of_layer for layout in layouts), strict=True))  # a tuple of stages for each layer
     stages = list(dict.fromkeys(columns))
+    # Positions and tails are (B1 + ... + Bn,). Masks over the joint cache are as long as the longest prompt, `seen`.
     layout = CacheLayout(
         next_position=torch.cat([each.next_position for each in layouts]),
         tail=torch.cat([each.tail for each in layouts]),
@@ -54,12 +56,15 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
         stage_of_layer=[stages.index(column) for column in columns],
     )
     for column in stages:
+        # The stage of every single cache that this joint stage is made of; they may differ in length.
         parts = [(each, stage) for each, stage in zip(layouts, column, strict=True)]
         longest = max(each.cached[stage] for each, stage in parts)
         filling = [longest - each.cached[stage] for each, stage in parts]
+        # Without filling and masks the joint stage needs no mask either, and attention keeps its fast path.
         masked = any(filling) or any(each.valid[stage] is not None for each, stage in parts)
         valid = [pad(_valid(each, stage), (count, 0)) for (each, stage), count in zip(parts, filling, strict=True)]
         layout.enter_stage(longest, torch.cat(valid) if masked else None, _joint_bias(parts, filling))
+        # One number for each joint row: the filling from this join, and what the row brought from an earlier one.
         layout.padding.append(
             [
                 count + own
@@ -69,6 +74,7 @@ def join(caches: Sequence[DynamicCache]) -> DynamicCache:
         )
     joint = DynamicCache()
     for number in range(len(columns)):
+        # (B1 + ... + Bn, heads, longest, D), zeros in the columns that are filled up
         keys = _stack([cache.layers[number].keys for cache in caches])
         values = _stack([cache.layers[number].values for cache in caches])
         joint.update(keys, values, number)
@@ -93,6 +99,7 @@ def select(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
     count = len(layout.next_position)
     if not rows or not all(0 <= row < count for row in rows):
         raise IndexError(f"rows must be numbers from 0 to {count - 1}, got {list(rows)}")
+    # Row numbers come from the host, so only this index goes to the device and nothing comes back.
     index = torch.tensor(rows, device=layout.next_position.device)
     chosen = CacheLayout(
         next_position=layout.next_position[index],
@@ -100,11 +107,13 @@ def select(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
         seen=layout.seen,
         stage_of_layer=layout.stage_of_layer,
     )
+    # For each stage, how many of its first columns no chosen row needs.
     cut = []
     for stage, length in enumerate(layout.cached):
         padding = [layout.row_padding(stage)[row] for row in rows]
         cut.append(min(padding))
         valid, bias = layout.valid[stage], layout.bias[stage]
+        # (rows, length - cut): the mask and bias lose the same columns as keys and values below
         chosen.enter_stage(
             length - cut[stage],
             None if valid is None else valid[index, cut[stage] :],
@@ -113,6 +122,7 @@ def select(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
         chosen.padding.append([own - cut[stage] for own in padding])
     smaller = DynamicCache()
     for number, layer in enumerate(cache.layers):
+        # (rows, heads, length - cut, D)
         start = cut[layout.stage_of_layer[number]]
         smaller.update(layer.keys[index, :, start:], layer.values[index, :, start:], number)
     setattr(smaller, LAYOUT, chosen)
@@ -131,6 +141,7 @@ def mask_of_new_tokens(cache: DynamicCache, valid: Tensor) -> Tensor:
     Raises:
         UnsupportedInputError: a cache that was not filled inside `prune`.
     """
+    # Columns of the old tokens are all True: which of them are padding is in the cache's own layout.
     return pad(valid, (_own_layout(cache).seen, 0), value=True).long()
 
 
@@ -139,6 +150,7 @@ def _own_layout(cache: DynamicCache) -> CacheLayout:
     layout = known_layout(cache)
     if layout is None:
         raise UnsupportedInputError("only caches that a prefill inside prune has filled can be joined or selected from")
+    # The cache may have been cropped or its rows repeated since the last forward; its layout follows it first.
     layout.match_length(cache)
     layout.match_batch(len(cache.layers[0].keys))
     return layout
@@ -165,6 +177,7 @@ def _joint_bias(parts: Sequence[tuple[CacheLayout, int]], filling: Sequence[int]
     padded = []
     for (layout, stage), count in zip(parts, filling, strict=True):
         bias = layout.bias[stage]
+        # (Bk, cached) zeros stand for "no bias", so that rows with and without one share a tensor
         own = torch.zeros(_valid(layout, stage).shape, device=layout.next_position.device) if bias is None else bias
         padded.append(pad(own, (count, 0)))
     return torch.cat(padded)
@@ -176,6 +189,7 @@ def _stack(parts: Sequence[Tensor]) -> Tensor:
     stacked = parts[0].new_zeros(sum(map(len, parts)), parts[0].shape[1], longest, parts[0].shape[3])
     start = 0
     for part in parts:
+        # Right-aligned, so that new tokens follow every row's last one in the same column.
         stacked[start : start + len(part), :, longest - part.shape[2] :] = part
         start += len(part)
     return stacked

@@ -59,6 +59,7 @@ class PrefillRecord:
     @property
     def retention(self) -> float:
         """Fraction of visual tokens kept, averaged over layers; what `retention_ratio` asked for."""
+        # Tokens that can't be pruned are in both counts.
         return self.mean_kept / self.visual_tokens
 
 

@@ -29,7 +29,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker gets, settled once the cluster is known."""
+    """What each worker gets of the cluster that was joined."""
 
     workers: int
     gpus: float
@@ -47,6 +47,7 @@ def connect() -> bool:
         os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init("local", include_dashboard=False, **quiet)
         return True
+    # Checked first, because Ray would retry a wrong address for minutes.
     try:
         _check_listening(address)
         ray.init(address, **quiet)
@@ -73,9 +74,11 @@ def worker_resources(config: EngineConfig) -> Resources:
     each = config.gpus_per_worker
     if each is None:
         each = 1.0 if gpus else 0.0
+    # As many models as the GPUs hold; without GPUs one, which has all CPUs.
     workers = config.workers or (max(1, int(gpus / each)) if each else 1)
     if workers * each > gpus:
         raise ConfigError(f"{workers} workers with {each:g} GPUs each need more than the {gpus:g} GPUs of this cluster")
     if not cpus:
         raise ConfigError("this cluster has no CPUs, and decoding needs one; start a node with --num-cpus")
+    # CPU threads are shared out evenly; decode tasks compete for the same CPUs.
     return Resources(workers, each, max(1, cpus // workers))

@@ -82,6 +82,7 @@ class _WorkerHandle(Generic[ClipT]):
         """
         if self.loading is not None:
             return False
+        # Alone, so that the next death can only be the fault of this clip.
         if job.deaths > 0 or any(other.deaths for other in self.jobs.values()):
             return not self.jobs
         # The clips that the model has no room for yet are those decoded ahead.
@@ -120,6 +121,7 @@ class Engine(Generic[ClipT]):
         self._owns_ray = False
 
     def __enter__(self) -> Self:
+        # A cluster that was there before (RAY_ADDRESS, a test session) is left running at the end.
         self._owns_ray = connect()
         self.resources = worker_resources(self.config)
         return self
@@ -127,6 +129,7 @@ class Engine(Generic[ClipT]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Workers go first: on a shared cluster they would live on and hold its GPUs.
         for handle in self._handles:
             ray.kill(handle.actor)
         self._handles.clear()
@@ -144,8 +147,11 @@ class Engine(Generic[ClipT]):
         """
         fresh = deque(_Job(clip) for clip in clips)
         retries: deque[_Job[ClipT]] = deque()
+        # Each round starts workers, hands out what they have room for, and takes what has come back.
         while fresh or retries or self._in_flight():
+            # Never more workers than clips: one beyond that would load a model for nothing.
             self._start_workers(len(fresh) + len(retries) + self._in_flight())
+            # Retries first: each holds a worker to itself, better while others have work left.
             self._hand_out(retries)
             self._hand_out(fresh)
             tick()
@@ -153,12 +159,15 @@ class Engine(Generic[ClipT]):
                 handle = next((handle for handle in self._handles if ref is handle.loading or ref in handle.jobs), None)
                 if handle is None:  # its worker died in this very round
                     continue
+                # A worker is ready (or failed to load), or one of its clips has come back.
                 if ref is handle.loading:
                     self._finish_loading(handle)
                     continue
+                # Small answers, so fetching blocks for no time worth mentioning; frames never come to the driver.
                 try:
                     answers = ray.get(ref)
                 except RayTaskError as failure:
+                    # The process can't answer any more, a bug costs this one clip, a lost process costs all in flight.
                     if isinstance(failure.cause, WorkerExit):
                         yield from self._retire(handle, str(failure.cause), retries)
                     else:
@@ -174,6 +183,7 @@ class Engine(Generic[ClipT]):
     def _start_workers(self, clips_left: int) -> None:
         """Starts workers up to the number that is wanted and has something to do."""
         for _ in range(min(self.resources.workers, clips_left) - len(self._handles)):
+            # Decoding takes whole CPUs in tasks of its own, so the actor reserves GPUs only.
             actor = WorkerActor.options(num_gpus=self.resources.gpus).remote(self.build, self.config.decode_timeout)
             self._handles.append(_WorkerHandle(actor, actor.load.remote(self.resources.threads)))
 
@@ -184,6 +194,7 @@ class Engine(Generic[ClipT]):
             with_room = [handle for handle in self._handles if handle.has_room(queue[0], ahead)]
             if not with_room:
                 return
+            # Whoever has fewest clips runs dry first.
             handle = min(with_room, key=lambda handle: len(handle.jobs))
             job = queue.popleft()
             handle.jobs[handle.actor.answer.remote(job.clip)] = job
@@ -191,6 +202,7 @@ class Engine(Generic[ClipT]):
     def _wait(self) -> list[Any]:
         """The references that are ready, after one tick at most."""
         refs = [ref for handle in self._handles for ref in (handle.loading, *handle.jobs) if ref is not None]
+        # `fetch_local=False`: it is enough that a result is there; `ray.get` fetches it when it is read.
         ready, _ = ray.wait(refs, num_returns=1, timeout=TICK_SECONDS, fetch_local=False)
         return ready
 
@@ -199,6 +211,7 @@ class Engine(Generic[ClipT]):
         try:
             handle.rows = ray.get(handle.loading)
         except RayTaskError as failure:
+            # No model has ever loaded here: the settings are wrong, and another try would fail alike.
             if not self._loaded:
                 raise load_error(failure) from failure
             self._fail_loading(handle, load_error(failure))
@@ -243,6 +256,7 @@ class Engine(Generic[ClipT]):
 
     def _give_up(self, job: _Job[ClipT], error: RowError) -> ClipResult[ClipT]:
         self.given_up += 1
+        # When every clip dies and none is answered, the fault is the model's or the machine's.
         if not self.answered and self.given_up >= MAX_GIVEN_UP_UNANSWERED:
             raise ConfigError(f"no clip has been answered, and {self.given_up} were given up: {error.message}")
         return ClipResult(clip=job.clip, attempt=job.deaths, error=error)

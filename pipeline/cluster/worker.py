@@ -79,6 +79,7 @@ class OneByOne(ABC):
 
     def step(self) -> list[tuple[int, Any]]:
         ticket, clip, video = self._clips[0]
+        # The clip leaves the queue after the answer: if that raises, `clear` forgets it with all others.
         try:
             result = self.answer(clip, video)
         except RowError as error:
@@ -117,8 +118,10 @@ class Worker:
     def __init__(self, build: Build, decode_timeout: float) -> None:
         self.build = build
         self.decode_timeout = decode_timeout
+        # One thread for the model, so that the event loop stays free to receive decoded clips.
         self.model_thread = ThreadPoolExecutor(max_workers=1)
         self.exit_reason: str | None = None
+        # inbox: decoded, the model has no room yet; taken: in the model, by ticket
         self.inbox: deque[_Decoded] = deque()
         self.taken: dict[int, _Decoded] = {}
         self.tickets = itertools.count()
@@ -136,6 +139,7 @@ class Worker:
             video = await self._decode(clip)
         except RowError as error:
             return error
+        # The call returns when the model's loop sets the result; meanwhile other calls decode.
         waiting = _Decoded(clip, video, asyncio.get_running_loop().create_future())
         self.inbox.append(waiting)
         self.wake.set()
@@ -146,12 +150,13 @@ class Worker:
         while True:
             while self.inbox and self.answerer.has_room:
                 self._take(self.inbox.popleft())
+            # `clear` before `wait`, and nothing awaited in between, so no clip can arrive unnoticed.
             if not self.answerer.busy:
                 self.wake.clear()
                 await self.wake.wait()
                 continue
             if (failure := await self._step()) is not None:
-                await self._find_culprit(failure)
+                await self._retry_alone(failure)
 
     def _take(self, waiting: _Decoded) -> None:
         ticket = next(self.tickets)
@@ -161,6 +166,7 @@ class Worker:
     async def _step(self) -> BaseException | None:
         """One step of the model; returns what it raised."""
         step = self._in_model_thread(self.answerer.step)
+        # `gather` hands an exception back as a value; SystemExit has become WorkerExit in `_call`.
         outcome: Any = (await asyncio.gather(step, return_exceptions=True))[0]
         if isinstance(outcome, BaseException):
             return outcome
@@ -168,20 +174,21 @@ class Worker:
             self.taken.pop(ticket).result.set_result(result)
         return None
 
-    async def _find_culprit(self, failure: BaseException) -> None:
-        """After an exception that no clip was blamed for: each clip in flight anew, alone."""
-        suspects = deque(self.taken.values())
-        alone = len(suspects) == 1
+    async def _retry_alone(self, failure: BaseException) -> None:
+        """Answer each clip in flight anew, alone, after an exception that could be the fault of any of them."""
+        unfinished = deque(self.taken.values())
+        # With one clip in flight the culprit is known, and a second try would only fail again.
+        single = len(unfinished) == 1
         self._forget()
-        while suspects and not isinstance(failure, WorkerExit):
-            suspect = suspects.popleft()
-            raised = failure if alone else await self._answer_alone(suspect)
+        while unfinished and not isinstance(failure, WorkerExit):
+            waiting = unfinished.popleft()
+            raised = failure if single else await self._answer_alone(waiting)
             if raised is not None:
                 self._forget()
-                suspect.result.set_exception(raised)
+                waiting.result.set_exception(raised)
                 failure = raised
-        for suspect in suspects:  # the process can't answer any more
-            suspect.result.set_exception(failure)
+        for waiting in unfinished:  # the process can't answer any more
+            waiting.result.set_exception(failure)
 
     async def _answer_alone(self, waiting: _Decoded) -> BaseException | None:
         """Steps until a clip is finished; returns what one of them raised."""
@@ -211,6 +218,7 @@ class Worker:
     async def _decode(self, clip: Any) -> Any:
         try:
             return await self._decode_once(clip, again=False)
+        # Only a lost process is tried again; what the decoder itself says of the file is final.
         except RowError as error:
             if error.error_type != DECODE_CRASHED:
                 raise
@@ -219,12 +227,14 @@ class Worker:
     async def _decode_once(self, clip: Any, *, again: bool) -> Any:
         """Frames from a decode task, whose first item says that it has begun: from then on it has its seconds."""
         items = _decode_task.remote(self.answerer.decode, clip, again)
+        # Waiting for a free CPU doesn't count: the clock starts with the task's first item.
         try:
             await _next_item(items)
             video = await asyncio.wait_for(_next_item(items), self.decode_timeout)
         except RayTaskError:  # first, as it is also what it was caused by, such as a TimeoutError
             raise
         except TimeoutError:
+            # By force: a decoder that hangs in native code hears no signal.
             ray.cancel(items, force=True)
             message = f"not decoded within {self.decode_timeout:g} seconds (--decode-timeout)"
             raise RowError("decode_timeout", message) from None

@@ -52,6 +52,7 @@ def options(record: Record) -> tuple[tuple[str, ...] | None, bool]:
     value = record.get("options")
     if value is None or value == "":
         return None, False
+    # CSV has no lists, so the cell holds JSON.
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -59,6 +60,7 @@ def options(record: Record) -> tuple[tuple[str, ...] | None, bool]:
             raise _bad(f"options is {value!r}, not a JSON list ({error})") from error
     if not isinstance(value, list) or len(value) < 2:
         raise _bad(f"options is {value!r}; it must be a list of at least two texts")
+    # Options are compared without the white space around them, but kept with it.
     texts, labelled = strip_labels([optional_text({"options": option}, "options") or "" for option in value])
     bare = [text.strip() for text in texts]
     if not all(bare):
@@ -79,9 +81,11 @@ def answer(record: Record, texts: tuple[str, ...] | None, *, typed: bool) -> tup
     Raises:
         RowError: also `bad_answer`, when it can't be said which option is right.
     """
+    # pandas writes the whole number 3 as 3.0 in a column with gaps; `_whole` undoes that.
     value, index = _whole(record.get("answer")), answer_index(record)
     text = optional_text({"answer": repr(value) if isinstance(value, float) else value}, "answer")
     text = text if text and text.strip() else None
+    # An open question: the answer is text, and there is nothing for an index to count.
     if texts is None:
         if index is not None:
             raise RowError("bad_answer", f"answer_index is {index}, but the row has no options")
@@ -90,6 +94,7 @@ def answer(record: Record, texts: tuple[str, ...] | None, *, typed: bool) -> tup
         return text, check_index(index, text, texts)
     if text is None:
         return None, None
+    # In CSV every cell is text, so "1" may have been meant as a number.
     return text, resolve_answer(text, texts, number=not (typed and isinstance(value, str)))
 
 
@@ -104,7 +109,7 @@ def answer_index(record: Record) -> int | None:
     return value
 
 
-def shown(value: Any) -> str | None:
+def as_text(value: Any) -> str | None:
     """A value of a row that can't be used, as text for the output."""
     return None if value is None else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", str(value))
 

@@ -42,6 +42,7 @@ def strip_labels(options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     Options that are nothing but labels stay as they are.
     """
     labels = [label for option in options if (label := read_label(option)) is not None]
+    # A, B, C, ... in this order; the length counts options without a label as well.
     consecutive = [label.option for label in labels] == list(range(len(options)))
     if not consecutive or len({label.style for label in labels}) > 1 or not any(label.text for label in labels):
         return tuple(options), False
@@ -73,6 +74,7 @@ def resolve_answer(answer: str, options: Sequence[str], *, number: bool = False)
     Raises:
         RowError: `bad_answer` when no option, or more than one, is meant.
     """
+    # All readings that the options allow: as a text, and as a number from 0.
     texts, index = _indices_by_text(answer, options), _index_by_digits(answer, options)
     if number and texts and index is not None and texts != [index]:
         raise RowError(
@@ -83,7 +85,9 @@ def resolve_answer(answer: str, options: Sequence[str], *, number: bool = False)
     if len(texts) > 1:
         fitting = [options[index] for index in texts]
         raise RowError("bad_answer", f"answer {answer!r} fits several options, {fitting}: make the options differ")
+    # "B", "(B)", "B." or "B:" alone, in either case.
     letter = re.fullmatch(r"\(?([A-Za-z])[).:]?", answer.strip())
+    # In order of precedence; the first one counts.
     readings = [*texts, *([LETTERS.index(letter[1].upper())] if letter else []), *([] if index is None else [index])]
     if not readings or readings[0] >= len(options):
         raise RowError(
@@ -102,6 +106,7 @@ def check_index(index: int, answer: str | None, options: Sequence[str]) -> int:
     """
     if not 0 <= index < len(options):
         raise RowError("bad_answer", f"answer_index is {index}; for {len(options)} options it must be below that")
+    # An answer that could also mean this option doesn't contradict the index.
     if answer is None or index in (*_indices_by_text(answer, options), _index_by_digits(answer, options)):
         return index
     if resolve_answer(answer, options) != index:
@@ -113,6 +118,7 @@ def check_index(index: int, answer: str | None, options: Sequence[str]) -> int:
 
 def _indices_by_text(answer: str, options: Sequence[str]) -> list[int]:
     """Indices of the options whose text is the answer, which may carry the label of that option."""
+    # "(B) red" names the option "red" only if that is the second one.
     label = read_label(answer)
     exact = [index for index, option in enumerate(options) if option.strip() == answer.strip()]
     if exact or label is None or label.option >= len(options) or not label.text:

@@ -65,9 +65,12 @@ def load_manifest(
         ConfigError: the first thing that is wrong with a file (not readable, a column that is missing or of the wrong
             type, an id that stands there twice), or with `refuse` with a row. It names file, row and value.
     """
+    # A folder or glob of shards is one manifest, in order of file names.
     files = [_READERS[path.suffix](path) for path in find_files(source)]
     for file in files:
+        # Columns that the output writes itself can't be carried through; the input columns it repeats may be.
         _check_columns(file, {*reserved, *ROW_SCHEMA.names} - {*INPUT_SCHEMA.names})
+    # (file, row number in it, record) for every row of all files
     places = [
         (file, number, record) for file in files for number, record in zip(file.numbers, file.records, strict=True)
     ]
@@ -76,15 +79,18 @@ def load_manifest(
     rows: list[Row] = []
     seen: dict[str, str] = {}
     copies: Counter[str] = Counter()
+    # Ids are unique over all files, since the output and its resumption go by them.
     for index, (file, number, record) in enumerate(places[:limit]):
         where = f"{file.path}, row {number}"
         row = _read_row(index, record, file.path, where)
+        # From the content, so that a row keeps its id when the manifest is reordered or grows.
         if not row.sample_id:
             row = replace(row, sample_id=_content_id(row, copies))
         if row.sample_id in seen:
             raise ConfigError(f"{where}: sample_id {row.sample_id!r} is already used by {seen[row.sample_id]}")
         seen[row.sample_id] = where
         rows.append(row)
+    # Extras stay an Arrow table, row for row beside `rows`, with types as they were read.
     manifest = Manifest(rows, _join_extras(source, files).slice(0, len(rows)))
     problems = manifest.problems
     if problems and bad_rows == "refuse":
@@ -144,15 +150,15 @@ def _sound_row(index: int, record: Mapping[str, Any], file: Path) -> Row:
 
 def _bad_row(index: int, record: Mapping[str, Any], file: Path, problem: RowError) -> Row:
     """A row that can't be asked, with its values as text where that says what they are."""
-    video, options = fields.shown(record.get("video")) or "", record.get("options")
+    video, options = fields.as_text(record.get("video")) or "", record.get("options")
     return Row(
         index=index,
-        sample_id=fields.shown(record.get("sample_id")) or "",
+        sample_id=fields.as_text(record.get("sample_id")) or "",
         video=video,
         path=str(file.parent.absolute() / video),
-        question=fields.shown(record.get("question")) or "",
-        options=tuple(fields.shown(option) or "" for option in options) if isinstance(options, list) else None,
-        answer=fields.shown(record.get("answer")),
+        question=fields.as_text(record.get("question")) or "",
+        options=tuple(fields.as_text(option) or "" for option in options) if isinstance(options, list) else None,
+        answer=fields.as_text(record.get("answer")),
         problem=problem,
     )
 
@@ -181,6 +187,7 @@ def _join_extras(source: str, files: Sequence[_File]) -> pa.Table:
         table = pa.concat_tables([file.extras for file in files], promote_options="permissive")
     except pa.ArrowTypeError as error:
         raise ConfigError(f"{source}: the files disagree on the type of a column: {error}") from error
+    # A column of nulls has no type of its own, and all parts must share one schema.
     schema = pa.schema(
         [field.with_type(pa.string()) if pa.types.is_null(field.type) else field for field in table.schema]
     )
@@ -197,12 +204,14 @@ def _read_parquet(path: Path) -> _File:
         _check_type(path, name, table.schema.field(name).type)
     records = table.select(known).to_pylist()
     numbers = range(1, len(records) + 1)
+    # The number column keeps the row count when no column is carried through.
     numbered = table.replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
     return _File(path, numbers, records, numbered.drop_columns(known))
 
 
 def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
     """Refuses a column none of whose values could be read; numbers may stand for texts, and texts for numbers."""
+    # Dictionary-encoded columns (pandas categories) are read by the type of their values.
     item = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = any(is_kind(item) for is_kind in _TEXT)
     if name == "options":
@@ -218,6 +227,7 @@ def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
 
 def _read_jsonl(path: Path) -> _File:
     numbers, records = [], []
+    # Split at "\n" only: other line separators may stand inside a JSON string.
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         if line.strip():
             numbers.append(number)
@@ -243,6 +253,7 @@ def _read_csv(path: Path) -> _File:
         if repeated:
             raise ConfigError(f"{path}: column {repeated[0]!r} stands twice in the header")
         for number, record in enumerate(reader, start=1):
+            # DictReader files surplus fields under None, and missing ones as the value None.
             if None in record or None in record.values():
                 raise ConfigError(f"{path}, row {number}: expected {len(reader.fieldnames or ())} fields: {record!r}")
             records.append(
@@ -276,6 +287,7 @@ def _to_array(name: str, values: list[Any], path: Path, numbers: Sequence[int]) 
     except (OverflowError, UnicodeEncodeError) as error:
         raise ConfigError(f"{path}: column {name!r} holds a value that Parquet can't: {error}") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        # For the message: each Python type in the column, with a row that has it.
         kinds = {type(value): number for value, number in zip(values, numbers, strict=True) if value is not None}
         seen = ", ".join(f"{kind.__name__} (row {number})" for kind, number in kinds.items())
         raise ConfigError(f"{path}: column {name!r} mixes types: {seen}; {error}") from error

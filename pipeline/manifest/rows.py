@@ -129,6 +129,7 @@ class Manifest:
         """The input columns of the output for these rows: the known ones, then the carried-through ones."""
         columns = {name: [getattr(row, name) for row in rows] for name in ROW_SCHEMA.names}
         table = pa.table(columns, schema=ROW_SCHEMA)
+        # `index` is the row's place in the whole manifest, which is also its place in `extras`.
         carried = self.extras.take(pa.array([row.index for row in rows], pa.int64()))
         for name in self.extras.column_names:
             table = table.append_column(self.extras.schema.field(name), carried[name])
@@ -139,6 +140,7 @@ def group_clips(rows: Iterable[Row]) -> list[Clip]:
     """Clips in the order of their first question, each with all its questions; a row with a problem is alone in one."""
     groups: dict[tuple[str, float | None, float | None, int | None], list[Row]] = {}
     for row in rows:
+        # A row with a problem has no video to share, so its own index keeps it apart.
         alone = row.index if row.problem else None
         groups.setdefault((row.path, row.start, row.end, alone), []).append(row)
     return [Clip(*key[:3], tuple(group), id=number) for number, (key, group) in enumerate(groups.items())]
@@ -150,6 +152,7 @@ def cut_clips(rows: Iterable[Row], shard_size: int) -> list[Clip]:
     for clip in group_clips(rows):
         clips.append(replace(clip, shard=shard))
         questions += len(clip.rows)
+        # Shards end between clips, so that no clip has rows in two parts.
         if questions >= shard_size:
             shard, questions = shard + 1, 0
     return clips

@@ -26,12 +26,14 @@ class RowLimit:
     def __init__(self, loaded: LoadedModel, batch_rows: int | None = None, memory_fraction: float = 0.9) -> None:
         on_gpu = loaded.device.type == "cuda"
         self.rows = batch_rows or (GPU_ROWS if on_gpu else CPU_ROWS)
+        # Bytes that one token takes in the caches of all layers, from the geometry in the config.
         text = loaded.model.config.get_text_config()
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         self._token_bytes = 2 * text.num_hidden_layers * heads * width * loaded.dtype.itemsize  # keys and values
         self._free: float | None = None
         if on_gpu:
+            # The weights are on the device by now, so what is allocated is theirs.
             total = torch.cuda.get_device_properties(loaded.device).total_memory
             self._free = CACHE_SHARE * (memory_fraction * total - torch.cuda.memory_allocated(loaded.device))
 

@@ -53,6 +53,7 @@ class ClipAnswerer:
     """
 
     def __init__(self, config: JobConfig, threads: int) -> None:
+        # Workers of one machine share its cores, so each takes its part only.
         torch.set_num_threads(threads)
         self.config = config
         loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
@@ -60,10 +61,12 @@ class ClipAnswerer:
         self.model = VideoQA(loaded, method, config.answer, frame_chunk=config.prune.frame_chunk)
         rows = None if config.run.batch_rows == "auto" else config.run.batch_rows
         self.limit = RowLimit(loaded, rows, config.run.memory_fraction)
+        # ticket -> how its frames were made (without the frames), for the output columns
         self.videos: dict[int, TimedVideo] = {}
         self._begin()
 
     def _begin(self) -> None:
+        # The session is a context that lives as long as the worker; `clear` closes it and opens a new one.
         self.session = self.model.session(self.limit)
         self.session.__enter__()
 
@@ -84,6 +87,7 @@ class ClipAnswerer:
         return self.session.has_room
 
     def add(self, ticket: int, clip: Clip, video: TimedVideo) -> None:
+        # The session holds the frames until they are on the device; here they would stay until the answer.
         self.videos[ticket] = video.without_frames()
         self.session.add(ticket, video.video, questions_of(clip))
 
@@ -108,6 +112,7 @@ def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[st
         "timestamps": video.timestamps.tolist(),
         "decoder": video.decoder,
     }
+    # The clip was decoded once; counted for every row, its seconds would add up to too much.
     seconds = [timed.seconds] + [0.0] * (len(answers) - 1)
     return [
         shared | {"seconds_decode": decode} | _columns_of(answer)

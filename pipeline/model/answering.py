@@ -47,13 +47,16 @@ class VideoQA:
         self.loaded, self.method, self.config = loaded, method, config
         self.frame_chunk, self.vision = frame_chunk, vision
         self.record: PrefillRecord | None = None
+        # A throw-away context: a model or method that can't be pruned is refused before any clip is decoded.
         try:
             prune(loaded.model, method)
         except UnsupportedModelError as error:
             raise ConfigError(f"--model {loaded.name}: {error}") from error
+        # "auto" is the checkpoint's own way, as read from its config.json.
         asked = config.choice_scoring
         self.choice_scoring = loaded.default_scoring if asked == "auto" else asked
         self.forms = Forms(self.choice_scoring)
+        # A likelihood over option texts asks without the options; all other forms print them.
         frames = loaded.frame_processor
         self.prompts = PromptBuilder(
             loaded.tokenizer,
@@ -94,6 +97,7 @@ class VideoQA:
         """
         with self.session(RowLimit(self.loaded)) as session:
             session.add(None, video, questions, pixels)
+            # Each step does one piece of work; with a single clip the first one to finish is this one.
             finished: list[list[Answer]] = []
             while not finished:
                 finished = [answers for _, answers in session.step()]

@@ -23,11 +23,15 @@ def parse_choice(output: str, options: Sequence[str]) -> int | None:
     last letter that is announced ("the answer is B"); the only option whose text occurs; the only capital letter that
     stands alone. A capital A before a word is an article, not a letter. Reasoning up to `</think>` is not read.
     """
+    # Without `</think>` the last part is the whole output.
     output = output.rpartition("</think>")[2].strip()
+    # Letters of existing options only, so that "E." among four options names none.
     letters = LETTERS[: len(options)]
+    # At the start a lower-case letter counts as well, when a mark or the end follows it.
     start = re.match(rf"\W*([{letters}{letters.lower()}])(?:\W*$|\s*[).:,*\]}}\n])", output)
     announced = re.findall(rf"{_ANNOUNCEMENT}([{letters}])(?![\w'])", output)
     alone = {LETTERS.index(letter) for letter in re.findall(rf"(?<![\w'])({_ARTICLE}[{letters}])(?![\w'])", output)}
+    # From the surest reading to the weakest; one that fits several options says nothing.
     readings = (
         equal_options(output, options),
         [LETTERS.index(start[1].upper())] if start else [],
@@ -41,6 +45,7 @@ def parse_choice(output: str, options: Sequence[str]) -> int | None:
 def _options_inside(output: str, options: Sequence[str]) -> list[int]:
     """Indices of the options whose words occur in `output`, without those that are part of a longer one."""
     inside = [index for index, option in enumerate(options) if _contains(output, option)]
+    # "dark red" holds "red", so only the longer one counts where both are options.
     return [
         index
         for index in inside

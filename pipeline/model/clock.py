@@ -27,6 +27,7 @@ class PhaseClock:
         self._step, self._last = first_step, self._now()
 
     def __call__(self, label: str) -> None:
+        # A forward without pixels is either the rest of the prompt, once after `expect`, or a decode step.
         if label == "step":
             label, self._step = self._step, "generate"
         now = self._now()
@@ -54,5 +55,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: on a GPU the most that was allocated since the reset; on a CPU the most that the process ever held."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # The operating system keeps one peak a process, which can't be reset.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux

@@ -70,6 +70,7 @@ class TokenChooser:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: AnswerConfig) -> None:
         self.tokenizer, self.config = tokenizer, config
+        # Checkpoints name one end token, several or none.
         ends = model.generation_config.eos_token_id
         self.end_ids = [ends] if isinstance(ends, int) else list(ends or [tokenizer.eos_token_id])
         checkpoint = model.generation_config.repetition_penalty
@@ -94,6 +95,7 @@ class TokenChooser:
         # A row is judged by its own scores only, before anything is masked with -inf.
         broken = scores.isnan().any(dim=1) | scores.isposinf().any(dim=1) | scores.isneginf().all(dim=1)
         scores = self._process(scores.nan_to_num(), rows)
+        # (R,) token ids
         chosen = self._sample(scores, rows) if self.config.temperature else scores.argmax(dim=1)
         # The only values that are read back from the device in a step: (2, R) tokens and verdicts.
         tokens, verdicts = torch.stack((chosen, broken.long())).tolist()
@@ -111,7 +113,9 @@ class TokenChooser:
             history = [torch.tensor([*row.prompt_ids, *row.new_ids]) for row in rows]
             longest = max(map(len, history))
             filled = [torch.cat((ids, ids[-1:].expand(longest - len(ids)))) for ids in history]
+            # (R, longest) ids: prompt and answer so far
             scores = self.penalty(torch.stack(filled).to(scores.device), scores)
+        # Rows of one batch are at different lengths, so each has its own verdict.
         early = [len(row.new_ids) < self.config.min_new_tokens for row in rows]
         if any(early):
             # (R, ends) rows that may not end yet can't choose a token that ends the turn.
@@ -123,6 +127,7 @@ class TokenChooser:
     def _sample(self, scores: Tensor, rows: Sequence[AnswerRow]) -> Tensor:
         """(R,) tokens drawn by each row's own random numbers, so that a row draws the same in any batch."""
         scores = self.warpers(torch.empty(0), scores)  # these look at the scores alone
+        # (R,) in [0, 1), made on the CPU: the device's own generator would depend on batch and hardware
         draws = torch.tensor([_uniform(row.seed, len(row.new_ids)) for row in rows], dtype=torch.float64)
         cumulated = scores.double().softmax(dim=1).cumsum(dim=1)  # (R, vocabulary)
         # The first token at which the cumulated probability passes the draw; rounding can leave a sum below 1.
@@ -132,6 +137,7 @@ class TokenChooser:
     def _end(self, row: AnswerRow, token: int) -> None:
         """Give a row its text if `token` was its last one."""
         at_stop = None
+        # Decoded anew each step: a stop string may begin and end inside tokens.
         if self.config.stop and len(row.new_ids) >= self.config.min_new_tokens:
             text = self.tokenizer.decode(row.new_ids, skip_special_tokens=True)
             found = [text.find(stop) for stop in self.config.stop if stop in text]
@@ -161,7 +167,9 @@ class DecodeBatch:
             cache: of the R rows' prompts.
             logits: (R, vocabulary) after each prompt.
         """
+        # The logits after the prompt give each row's first token, so no forward is needed yet.
         self.chooser.choose(logits, rows)
+        # Only rows that go on enter the joint cache.
         going = [number for number, row in enumerate(rows) if not row.ended]
         if going:
             new = cache if len(going) == len(rows) else select(cache, going)
@@ -173,6 +181,7 @@ class DecodeBatch:
         """One more token for every row; returns the rows that ended and left the batch."""
         if not self.rows:
             return []
+        # (R, 1) the last token of each row, the only one that the cache has not seen
         last = torch.tensor([[row.new_ids[-1]] for row in self.rows], device=self.model.device)
         output = self.model(input_ids=last, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
         self.chooser.choose(output.logits[:, -1], self.rows)
@@ -189,6 +198,7 @@ class DecodeBatch:
     def _keep(self, numbers: list[int]) -> None:
         if len(numbers) < len(self.rows):
             self.rows = [self.rows[number] for number in numbers]
+            # A batch without rows has no cache; the next `add` brings one.
             self._cache = select(self._cache, numbers) if numbers else None
 
 
@@ -201,4 +211,5 @@ def row_seed(seed: int, *names: object) -> int:
 def _uniform(seed: int, step: int) -> float:
     """A number in [0, 1) that depends on the row's seed and the step alone, on every machine and device."""
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    # 53 bits: as many as a double holds exactly, so the result stays below 1.
     return (int.from_bytes(digest[:8]) >> 11) / 2**53

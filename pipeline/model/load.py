@@ -97,6 +97,7 @@ def load_model(
     Raises:
         ConfigError: anything that keeps the checkpoint from being loaded whole, with the value and what to do.
     """
+    # Cheap checks first: device, attention and config before gigabytes of weights.
     target = _resolve_device(device)
     _check_attention(attn_implementation, target)
     folder = _checkpoint_folder(model, revision)
@@ -162,6 +163,7 @@ def _config_file(model: str, revision: str | None) -> Path:
 def folder_hash(folder: Path) -> str:
     """`sha256:` and a digest of the names and contents of a checkpoint's files; other files don't count."""
     total = hashlib.sha256()
+    # Names count as well as contents; sorted, because folders list files in any order.
     for path in sorted(path for pattern in CHECKPOINT_FILES for path in folder.glob(pattern)):
         with path.open("rb") as file:
             total.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
@@ -172,6 +174,7 @@ def _local_folder(model: str, revision: str | None = None) -> Path | None:
     """The folder of a model that is on disk; None for a hub id."""
     folder = MODEL_DIR if model == EMBEDDED else Path(model).expanduser()
     if not folder.is_dir():
+        # Hub ids have one slash at most, so anything else can only be meant as a folder.
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             raise ConfigError(f"--model {model}: there is no such folder")
         return None
@@ -189,6 +192,7 @@ def _checkpoint_folder(model: str, revision: str | None) -> Path:
                 model,
                 revision=revision,
                 allow_patterns=list(CHECKPOINT_FILES),
+                # No sub-folders and no second copy of the weights in their authors' own format.
                 ignore_patterns=["*/*", "consolidated*"],
             )
         except (OSError, HFValidationError, EntryNotFoundError) as error:
@@ -256,6 +260,7 @@ def _load_network(
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"--model {model}: {error}") from error
+    # transformers would fill missing weights with random numbers and only warn.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ConfigError(f"--model {model}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")

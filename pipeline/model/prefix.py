@@ -55,7 +55,9 @@ class ClipPrefix:
         self.placeholders = loaded.frame_processor.placeholders(dict(self.inputs), video.times)
         self.record: PrefillRecord | None = None
         self._family = family_of(loaded.model)
+        # Newer families with M-RoPE ask for token types; others refuse the argument.
         self._takes_types = "mm_token_type_ids" in inspect.signature(loaded.model.forward).parameters
+        # token ids of a prompt's beginning -> its cache, one row
         self._caches: dict[tuple[int, ...], DynamicCache] = {}
 
     def read(self, prompt: Prompt) -> None:
@@ -96,11 +98,13 @@ def read_prompts(prompts: Sequence[tuple[ClipPrefix, Prompt]]) -> ReadPrompts:
     if not prompts[0][0].share:
         parts = [clip.read_whole(prompt) for clip, prompt in prompts]
         return ReadPrompts(join([part.cache for part in parts]), torch.cat([part.logits for part in parts]))
+    # R rows; each clip's prefix is copied for every question on it, so that its own stays for later ones.
     cache = join([select(clip.prefix(prompt), [0]) for clip, prompt in prompts])
     rest = [prompt.ids[prompt.prefix_length :] for _, prompt in prompts]
     longest = max(map(len, rest))
     # (R, longest) what follows the video, filled up on the left so that all prompts end in the last column
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rest], device=model.device)
+    # (R,) columns of filling, and (R, longest) True at tokens
     filling = torch.tensor([longest - len(row) for row in rest], device=model.device)
     valid = torch.arange(longest, device=model.device) >= filling[:, None]
     mask = None if min(map(len, rest)) == longest else mask_of_new_tokens(cache, valid)
@@ -119,6 +123,7 @@ def log_likelihoods(model: Any, read: ReadPrompts, answers: Sequence[Sequence[Se
         For each prompt a tensor (its answers,), float32.
     """
     flat = [list(answer) for each in answers for answer in each]
+    # (A,) number of the prompt of each answer, A answers in all
     rows = [number for number, each in enumerate(answers) for _ in each]
     longest = max(map(len, flat))
     device = read.logits.device
@@ -127,7 +132,10 @@ def log_likelihoods(model: Any, read: ReadPrompts, answers: Sequence[Sequence[Se
     logits = read.logits[torch.tensor(rows, device=device)][:, None]  # (A, 1, vocabulary) of the first tokens
     if longest > 1:
         cache = select(read.cache, rows)
+        # The logits after token i score token i + 1, so the last token of an answer is not read.
         later = model(input_ids=targets[:, :-1].clamp(min=0), past_key_values=cache, use_cache=True).logits
         logits = torch.cat((logits, later), dim=1)  # (A, longest, vocabulary)
+    # (A, longest) log-probability of each token of each answer
     chosen = logits.float().log_softmax(-1).gather(2, targets.clamp(min=0)[..., None]).squeeze(2)
+    # Filling adds 0, so rows of different lengths sum up over their own tokens.
     return list(chosen.masked_fill(targets < 0, 0).sum(dim=1).split([len(each) for each in answers]))

@@ -90,6 +90,7 @@ class PromptBuilder:
         self.prompt, self.system = message_templates(config)
         self.visual_id = tokenizer.convert_tokens_to_ids(visual_token)
         self.control_tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        # Two prompts that differ in their question only: what they share stands before every question.
         try:
             samples = [self._render(text, "Be brief." if self.system else "") for text in ("Why?", "0")]
         except (TemplateError, TypeError) as error:
@@ -111,6 +112,7 @@ class PromptBuilder:
         video, rest = self._halves(text, placeholders)
         return Prompt(
             ids=(*video, *rest),
+            # The clip's cache ends where the tokens of this prompt first differ from those before every question.
             prefix_length=len(video) + len(_common(rest, self._before_question(placeholders))),
             tail=text.partition(self.video)[2],
         )
@@ -128,6 +130,7 @@ class PromptBuilder:
         """
         self._check_text(answer)
         space = "" if prompt.tail[-1:].isspace() else " "
+        # Tokens of a text depend on what stands before it, so the answer is cut out of the whole.
         start, whole = self._encode(prompt.tail), self._encode(prompt.tail + space + answer.strip())
         if whole[: len(start)] != start:
             raise RowError(
@@ -140,6 +143,7 @@ class PromptBuilder:
 
         Where options are shown, they follow the question, unless the prompt's template writes them itself.
         """
+        # The row's own values win over carried-through columns of the same name.
         own = {"question": question.question, "options": question.options, "answer": question.answer}
         columns = {**question.columns, **own}
         text = question.question
@@ -171,11 +175,13 @@ class PromptBuilder:
 
     def _halves(self, text: str, placeholders: str) -> tuple[list[int], list[int]]:
         """The token ids of a rendered prompt up to its last visual token, and those behind it."""
+        # Searched from the end: the last placeholder is where the video ends.
         ids = self._encode(text.replace(self.video, placeholders))
         end = len(ids) - ids[::-1].index(self.visual_id)
         return ids[:end], ids[end:]
 
     def _encode(self, text: str) -> list[int]:
+        # Some chat templates write the first token themselves, and it must not stand there twice.
         begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
         return self.tokenizer(text, add_special_tokens=not begins).input_ids
 

@@ -28,6 +28,7 @@ def lettered(options: Sequence[str], style: str = "{letter}. {option}") -> str:
     if len(options) > len(LETTERS):
         raise RowError("bad_question", f"{len(options)} options; there are {len(LETTERS)} letters")
     pairs = zip(LETTERS, options, strict=False)
+    # `replace`, not `format`: an option's text may hold braces.
     return "\n".join(style.replace("{letter}", letter).replace("{option}", option) for letter, option in pairs)
 
 
@@ -66,6 +67,7 @@ class Template:
             raise ConfigError(f"--{flag}, line {error.lineno}: {error.message}; it is read as Jinja2") from error
         except TemplateError as error:
             raise ConfigError(f"--{flag}: {error}; it is read as Jinja2") from error
+        # Only the text outside Jinja's own marks is looked through for single braces.
         literal = "\n".join(value for _, kind, value in _ENVIRONMENT.lex(text) if kind == "data")
         if single := re.search(r"(?<!\{)\{[ \t]*([A-Za-z_]\w*)[ \t]*\}(?!\})", literal):
             name = single[1]
@@ -73,6 +75,7 @@ class Template:
                 f"--{flag} holds {single[0]}; a column is written {{{{ {name} }}}}, and braces that the model is to "
                 f"read {{{{ '{single[0]}' }}}}"
             )
+        # `find_undeclared_variables` counts Jinja's own functions, such as `range`, as well.
         used = meta.find_undeclared_variables(tree) - _ENVIRONMENT.globals.keys()
         self.names = frozenset(used)
 

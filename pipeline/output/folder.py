@@ -51,6 +51,7 @@ class OutputFolder:
         file = self.path / RUN_FILE
         try:
             run = json.loads(file.read_text(encoding="utf-8"))
+        # Parts of unknown settings can't be added to; an empty folder is a fresh start.
         except FileNotFoundError:
             if self.parts:
                 raise ConfigError(f"{self.path} has parts but no {RUN_FILE}; choose another --output") from None
@@ -72,6 +73,7 @@ class OutputFolder:
             ConfigError: they were not; every setting that differs is named.
         """
         run = self.read_run()
+        # A record without parts holds no results, so other settings may take the folder over.
         differences = _differences(run["fingerprint"], fingerprint) if run and self.parts else []
         if differences:
             raise ConfigError(
@@ -92,6 +94,7 @@ class OutputFolder:
         """
         columns = list(columns)
         empty = pa.table({name: [] for name in columns})
+        # The empty table gives a folder without parts its columns; its null types take those of the parts.
         return pa.concat_tables([empty, *(_read_part(part, columns) for part in self.parts)], promote_options="default")
 
     def done(self) -> dict[str, Done]:
@@ -100,6 +103,7 @@ class OutputFolder:
         done: dict[str, Done] = {}
         for record in table.to_pylist():
             known = done.get(record["sample_id"])
+            # A sweep has several rows for an id; one with an error makes the question undone.
             if known is None or known.status != "error":
                 done[record["sample_id"]] = Done(record["status"], record["attempt"], _content(record))
         return done
@@ -109,6 +113,7 @@ class OutputFolder:
         gone = pa.array(list(ids), pa.string())
         for part in self.parts:
             table = _read_part(part)
+            # Parts are replaced one after the other, each whole; a part without rows would have no use.
             kept = table.filter(pc.invert(pc.is_in(table["sample_id"], gone)))
             if not kept.num_rows:
                 part.unlink()
@@ -117,6 +122,7 @@ class OutputFolder:
 
     def write(self, table: pa.Table) -> str:
         """Add a part; returns its name."""
+        # Counted from what is there, as a resumed run adds to the parts of the one before.
         numbers = [int(part.stem.removeprefix("part-")) for part in self.parts]
         name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
         _write_part(table, self.path / name)
@@ -135,6 +141,7 @@ def open_output(path: Path) -> Iterator[OutputFolder]:
         lock = (path / LOCK_FILE).open("w")
     except OSError as error:
         raise ConfigError(f"--output {path} can't be written: {error}") from error
+    # The lock belongs to the open file, so it goes with the process, however that ends.
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,6 +149,7 @@ def open_output(path: Path) -> Iterator[OutputFolder]:
             raise ConfigError(f"another job is writing to {path}") from None
         except OSError as error:
             raise ConfigError(f"--output {path} is on a file system without locks: {error}") from error
+        # Temporary files of a run that was killed while it wrote.
         for leftover in path.glob("*.tmp"):
             leftover.unlink()
         yield OutputFolder(path)
@@ -171,6 +179,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """A temporary file that takes the place of `path` at once when the block ends well."""
     temporary = path.with_name(f".{path.name}.tmp")
     yield temporary
+    # On disk before the rename, or a crash could leave a complete name with half a file.
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -179,6 +188,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     """Every leaf at which two nested mappings differ, as `prune.keep_ratio is 0.25 there and 0.5 here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
+        # Keys of both sides: a setting that only one of them knows differs, too.
         return [
             difference
             for key in [*there, *(key for key in here if key not in there)]

@@ -82,6 +82,7 @@ class Progress:
         text = f"[{elapsed}] {self.done}/{self.total} {self.unit}s ({share} %)"
         if self.timed_from is None:
             return f"{text}, no answers yet"
+        # The first result itself is left out of the rate, as it starts the clock.
         began, done_then = self.timed_from
         if self.done == done_then:
             return f"{text}, {self.errors} errors"
@@ -96,11 +97,13 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
 
     So an interrupt never comes between two steps that belong together. A second signal acts at once.
     """
+    # Handlers only note the signal; `check` raises where nothing can be torn apart.
     received: list[int] = []
     before: dict[int, object] = {}
 
     def remember(number: int, _frame: object) -> None:
         received.append(number)
+        # The second signal has its usual effect, for a job that hangs.
         signal.signal(number, signal.SIG_DFL)
 
     def check() -> None:

@@ -39,10 +39,12 @@ def fingerprint(config: JobConfig | SweepJobConfig, revision: str, extras: pa.Sc
         extras: the columns that are carried through, since all parts share one schema.
     """
     settings = to_mapping(config)
+    # Settings that don't change an answer are left out, so that a resumed run may change them.
     groups: dict[str, Any] = {
         group: _without(settings[group], _NO_INFLUENCE.get(group, ())) for group in settings if group not in _NO_ANSWERS
     }
     groups["model"]["revision"] = revision
+    # The number of frames that uniform sampling takes, whether given or by default; None with --fps.
     groups["frames"]["num_frames"] = config.frames.uniform_frames
     groups["columns"] = {field.name: str(field.type) for field in extras}
     return groups
@@ -81,6 +83,7 @@ class RunRecord:
         self.interval, self.clock, self.last_beat = interval, clock, clock()
         self.state = "failed"
         self.closing: Mapping[str, Any] = {}
+        # Written with every heartbeat, as the file is always replaced whole.
         self._fixed = {
             "started": now(),
             "rows": rows,
@@ -121,6 +124,7 @@ def run_state(record: Mapping[str, Any]) -> str:
     """
     if record["state"] != "running" or "heartbeat" not in record:
         return str(record["state"])
+    # Both clocks are UTC; the extra second covers the rounding of the stored time.
     silence = (datetime.now(UTC) - datetime.fromisoformat(record["heartbeat"])).total_seconds()
     return "running" if silence < MISSED_BEATS * record["process"]["interval"] + 1 else "killed"
 

@@ -41,12 +41,16 @@ def summarize(table: pa.Table) -> dict[str, Any]:
     `accuracy_answered` leaves them out. Seconds are sums over rows; what the questions of a clip share is in the first
     of them.
     """
+    # (rows,) masks: answered, and with a known right answer
     ok = pc.equal(table["status"], "ok")
     known = pc.or_(pc.is_valid(table["answer"]), pc.is_valid(table["answer_index"]))
     scored, right = _count(known), pc.sum(table["correct"]).as_py() or 0
+    # Multiple choice that was answered, but no option could be read from the reply.
     unread = pc.and_(pc.and_(ok, pc.is_valid(table["options"])), pc.is_null(table["choice"]))
+    # Counts by error type, the most frequent first.
     errors = pc.value_counts(table["error_type"].drop_null()).to_pylist()
     full, kept = (pc.sum(table[f"visual_tokens_{which}"]).as_py() for which in ("full", "kept"))
+    # Arrow gives None for sums and means without values; counts become 0, means stay None.
     return {
         "rows": table.num_rows,
         "ok": _count(ok),
@@ -74,18 +78,20 @@ def scoring_line(choice_scoring: str) -> str:
     return f"choices   {choice_scoring}: {SCORINGS[choice_scoring]}"
 
 
-def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = None) -> str:
+def format_summary(summary: Mapping[str, Any], counts: Mapping[str, Any] | None = None) -> str:
     """The closing lines of a job, for people.
 
     Args:
-        pace: of this run: `videos`, `rows` and `seconds`; None when there was nothing left to do. No seconds have
+        counts: of this run: `videos`, `rows` and `seconds`; None when there was nothing left to do. No seconds have
             passed when it ended before the first worker was there.
     """
+    # A line is printed only where it says something: no errors, no line about them.
     failed = summary["rows"] - summary["ok"]
     lines = [f"rows      {summary['rows']}: {summary['ok']} ok, {failed} with an error"]
     lines += [f"          {count} x {kind}" for kind, count in summary["errors"].items()]
     if summary["accuracy"] is not None:
         lines.append(f"accuracy  {100 * summary['accuracy']:.1f} % of {summary['scored']} rows with a known answer")
+    # Errors count as wrong, so the accuracy of the answered rows stands beside it.
     if summary["scored_errors"]:
         without = summary["accuracy_answered"]
         others = "" if without is None else f"; {100 * without:.1f} % of the others"
@@ -97,13 +103,15 @@ def format_summary(summary: Mapping[str, Any], pace: Mapping[str, Any] | None = 
     if summary["kept_fraction"] is not None:
         kept, full = summary["visual_tokens_kept"], summary["visual_tokens_full"]
         lines.append(f"tokens    {kept:.1f} of {full:.1f} visual tokens kept ({100 * summary['kept_fraction']:.1f} %)")
+    # Phases as shares of their sum; they are times of work, which overlaps between workers.
     if any(summary["seconds"].values()):
         total = sum(summary["seconds"].values())
         parts = (f"{phase} {value:.1f} s ({100 * value / total:.0f} %)" for phase, value in summary["seconds"].items())
         lines.append(f"time      {', '.join(parts)}")
     if summary["peak_memory_bytes"]:
         lines.append(f"memory    {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most in a worker")
-    if pace is not None and pace["seconds"]:
-        work = f"{pace['videos']} videos, {pace['rows']} rows in {pace['seconds']:.1f} s"
-        lines.append(f"this run  {work}: {two_digits(pace['videos'] / pace['seconds'])} videos/s")
+    # Videos a second of this run alone; rows done earlier took other time.
+    if counts is not None and counts["seconds"]:
+        work = f"{counts['videos']} videos, {counts['rows']} rows in {counts['seconds']:.1f} s"
+        lines.append(f"this run  {work}: {two_digits(counts['videos'] / counts['seconds'])} videos/s")
     return "\n".join(lines)

@@ -47,12 +47,14 @@ class ShardWriter:
 
     def flush(self) -> None:
         """Write the rows of shards that are not complete, when the job ends early."""
+        # One part for all leftovers; a resumed run finds their ids and plans only what is missing.
         rows = [row for number in sorted(self.rows) for row in self.rows[number]]
         self.rows.clear()
         if rows:
             self._write(rows)
 
     def _write(self, rows: Sequence[tuple[Row, dict[str, Any]]]) -> Part:
+        # Clips come back in any order; within a part rows stand as in the manifest.
         rows = sorted(rows, key=lambda pair: pair[0].index)
         table = self.manifest.input_columns([row for row, _ in rows])
         answers = pa.Table.from_pylist([columns for _, columns in rows], schema=self.schema)

@@ -50,6 +50,7 @@ def calibrate(model: PreTrainedModel, clips: Iterable[Iterable[Inputs]], name: s
     if len(measured) < LEAST_CLIPS:
         raise ValueError(f"{len(measured)} clips; to tell how far clips agree, calibrate on {LEAST_CLIPS} or more")
     first = geometries[0]
+    # (clips, 2, L - 1)
     return summarize(
         torch.stack(measured),
         model=name or model.config._name_or_path,
@@ -67,10 +68,12 @@ def measure_clip(family: Family, prompts: Iterable[Inputs]) -> Tensor:
     up, averaged over these layers, heads, text tokens after the video, and prompts.
     """
     watches = [watch_prefill(family, inputs) for inputs in prompts]
+    # (L, V) mean over the prompts on this clip
     attention = torch.stack([torch.stack(watch.attention) for watch in watches]).mean(dim=0)
     # Mean over layers l, l + 1, ...: the sum from the end, divided by the number of layers in it.
     later = attention.flip(0).cumsum(0) / torch.arange(1, len(attention) + 1, device=attention.device)[:, None]
     later = later.flip(0)[1:]
+    # Keys depend on what stands before them only, so any prompt's will do: (2, L - 1, V)
     scores = torch.stack((torch.stack(watches[0].norm)[:-1], torch.stack(watches[0].distance)[:-1]))
     return rank_correlation(scores, later.expand_as(scores)).cpu()
 
@@ -98,14 +101,17 @@ class Watch:
         hidden = hidden_states(args, kwargs)
         # (B, S, d_h) each
         cos, sin = kwargs["position_embeddings"]
+        # (1, G, S, d_h) keys of the whole sequence, (1, H, Q, d_h) queries of the text after the video
         keys = self.language.rotated_keys(layer, hidden, (cos, sin))
         # Only the question's rows: (1, H, Q, d_h) queries against all (1, G, S, d_h) keys.
         text = take(hidden, self.rows), (take(cos, self.rows), take(sin, self.rows))
         queries = self.language.rotated_queries(layer, *text)
+        # (1, Q, S) causal mask for these rows
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= self.rows[..., None]
         rows = attention_rows(queries, keys, self.language.attention_scale(layer), seen[:, None])
         # (1, G, V, d_h)
         visual_keys = keys[:, :, self.visual[0]]
+        # (1, H, Q, S) -> (V,): mean over heads and text tokens, at the visual columns
         self.attention.append(rows.mean(dim=(1, 2))[0, self.visual[0]])
         self.norm.append(key_norm(visual_keys)[0])
         self.distance.append(key_distance(visual_keys)[0])
@@ -118,9 +124,11 @@ def watch_prefill(family: Family, inputs: Inputs) -> Watch:
         raise ValueError(f"calibration takes one prompt at a time, got a batch of {len(ids)}")
     mask = family.placeholders(ids)
     places = true_indices(mask, int(mask.sum()))
+    # (1, Q) everything after the last placeholder
     rows = torch.arange(int(places.max()) + 1, ids.shape[1], device=ids.device)[None]
     if rows.shape[1] == 0:
         raise ValueError("the prompt ends with the video; calibration needs text after it, such as a question")
+    # Placeholders that hold no visual token (CLS, newline) are left out.
     watch = Watch(family.language, places[:, family.token_offsets(family.geometry(inputs)).to(ids.device)], rows)
     handles = [
         layer.register_forward_pre_hook(functools.partial(watch, number), with_kwargs=True)
@@ -146,6 +154,7 @@ def _centred_ranks(values: Tensor) -> Tensor:
     rows = [
         torch.unique(row, return_inverse=True, return_counts=True)[1:] for row in values.reshape(-1, values.shape[-1])
     ]
+    # n equal values that end at place c share the mean of their places, c - (n + 1) / 2.
     ranks = torch.stack([(counts.cumsum(0) - (counts + 1) / 2)[inverse] for inverse, counts in rows])
     return (ranks - ranks.mean(dim=-1, keepdim=True)).double().view(values.shape)
 
@@ -196,9 +205,11 @@ def _stage(layers: tuple[LayerProfile, ...], means: Tensor, default: int, candid
     def correlation(layer: int) -> float:
         return layers[layer - 1].estimate(layers[layer - 1].best).mean
 
+    # Surely better: in nearly all resamples of the clips, whatever score is best there.
     better = [layer for layer in candidates if (best[:, layer - 1] > best[:, default - 1]).double().mean() >= SURE]
     layer = max(better, key=correlation, default=default)
     score = layers[layer - 1].best
+    # (samples,) whether this score was the best of the three in that resample
     winner = means[..., layer - 1].argmax(dim=0) == KEY_SCORES.index(score)
     return StageProfile(
         layer=layer, key_score=score, correlation=correlation(layer), sure=_round(winner.double().mean())
@@ -218,6 +229,7 @@ def report(profile: Profile) -> str:
     ]
     for layer in profile.layers:
         parts = [f"{layer.layer:12d}  {layer.small.mean:+7.3f}"]
+        # "small" is "large" with the other sign, so its interval would say nothing new.
         for estimate in (layer.large, layer.distance):
             interval = f"({estimate.low:+.3f} {estimate.high:+.3f})"
             parts.append(f"{estimate.mean:+7.3f}  {interval:>16}  {estimate.agreeing:9.0%}")

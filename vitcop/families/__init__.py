@@ -40,6 +40,7 @@ def family_of(model: nn.Module) -> Family:
         raise UnsupportedModelError(
             f"{type(model).__name__} (model type {model_type!r}) can't be pruned; known are {known}"
         )
+    # `model.model` has the same config, so its type alone would let it pass.
     if not hasattr(model, "model"):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language model head; pass the whole model (...ForConditionalGeneration)"

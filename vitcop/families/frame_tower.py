@@ -114,20 +114,25 @@ class FrameTower(Family):
             frames=frames,
             height=height,
             width=width,
+            # A CLS token a frame that goes into the language model has no place in the grid.
             fixed=frames * self.keeps_cls,
         )
 
     def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         frames = self.frames(inputs, geometry)
         for first in range(0, geometry.frames, frame_chunk):
+            # (B, chunk, channels, height, width); the last chunk may be shorter
             yield self._encode_chunk(frames[:, first : first + frame_chunk].contiguous(), first, geometry, needs)
 
     def _encode_chunk(self, frames: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
         wanted = needs.attention or needs.keys
         modules = self.queries_and_keys(self._feature_layer()) if wanted else {}
+        # The model's own method runs the tower; hooks catch queries and keys on the way.
         with Capture(**modules) as captured:
+            # Some versions give a list with one tensor a picture, others a stacked one.
             tokens = self.project(frames)
         return VisualTokens(
+            # (B, F, N, D), and (B, F, D) for CLS, the first token of each frame
             features=tokens[:, :, 1:] if self.keeps_cls else tokens,
             height=geometry.height,
             width=geometry.width,
@@ -139,8 +144,10 @@ class FrameTower(Family):
 
     def _saliency(self, captured: Mapping[str, Tensor], batch: int) -> Tensor:
         heads = self.vision.num_attention_heads
+        # (B * F, heads, P, d_h), P patches and CLS where there is one
         queries, keys = (captured[name].unflatten(-1, (heads, -1)).transpose(1, 2) for name in ("queries", "keys"))
         scale = queries.shape[-1] ** -0.5
+        # One query row: what CLS pays to each patch, less what it pays to itself, mean over heads -> (B * F, patches)
         if self.has_cls:
             attention = attention_rows(queries[:, :, :1], keys, scale)[:, :, 0, 1:].mean(dim=1)
         else:
@@ -153,11 +160,14 @@ class FrameTower(Family):
 
     def _to_tokens(self, patches: Tensor, batch: int) -> Tensor:
         """Patch values (B * F, P, C) at the token grid: (B, F, N, C)."""
+        # (B * F, C, height, width) as pictures, so that the model's own pooling can be applied
         grid = patches.transpose(1, 2).unflatten(-1, self.patch_grid)
+        # -> (B * F, C, N) -> (B * F, N, C) -> (B, F, N, C)
         return self.pool(grid).flatten(2).transpose(1, 2).unflatten(0, (batch, -1))
 
     def token_offsets(self, geometry: Geometry) -> Tensor:
         if not self.keeps_cls:
+            # Each frame has 1 + N placeholders, CLS first; the places of the N others.
             return super().token_offsets(geometry)
         count = geometry.tokens_per_frame
         return torch.arange(geometry.frames * (count + 1)).view(-1, count + 1)[:, 1:].flatten()
@@ -201,6 +211,7 @@ class PictureTower(FrameTower):
     def geometry(self, inputs: Inputs) -> Geometry:
         height, width = self.grid
         length = height * width + int(self.keeps_cls)
+        # Prompts don't say how many pictures are theirs; their placeholders do.
         count = int(self.placeholders(inputs["input_ids"][0]).sum())
         pictures = len(inputs["pixel_values"])
         if count == 0 or count % length or pictures % (count // length):

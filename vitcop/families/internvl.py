@@ -43,6 +43,7 @@ class InternVL(PictureTower):
 
     @property
     def grid(self) -> tuple[int, int]:
+        # downsample_ratio 0.5: 2x2 patches become one token
         height, width = self.patch_grid
         return height // self._merge, width // self._merge
 

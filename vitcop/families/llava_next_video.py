@@ -44,4 +44,5 @@ class LlavaNextVideo(VideoTower):
     def project(self, frames: Tensor) -> Tensor:
         output: Any = self.base.get_video_features(frames, return_dict=True)
         features = joined(output.pooler_output)
+        # Frames come flattened or not, depending on the version; only N and D are certain.
         return features.reshape(*frames.shape[:2], math.prod(self.grid), features.shape[-1])

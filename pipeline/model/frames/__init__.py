@@ -48,9 +48,11 @@ def load_frame_processor(folder: str | Path, resize: Literal["decoder", "process
         raise ConfigError(f"{folder}: frames for {model_type!r} are not supported, only for {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    # Checkpoints write down only some settings; the family's defaults fill the rest.
     processor = family.from_settings(config, {**family.defaults, **_video_settings(folder)})
     if resize == "decoder":
         return processor
+    # Frames come at the source's size then, uncropped: the checkpoint's processor does both itself.
     own = _load_checkpoint_processor(folder)
     return replace(processor, frame_size=SourceSize(), crop=None, checkpoint_processor=own)
 

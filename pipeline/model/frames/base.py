@@ -74,11 +74,13 @@ class FrameProcessor(ABC):
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) == 0:
             raise ValueError(f"frames must be (T, H, W, 3) uint8, got {tuple(frames.shape)} {frames.dtype}")
+        # (T, 3, H, W)
         pixels = frames.permute(0, 3, 1, 2)
         if self.checkpoint_processor is None:
             inputs = self.arrange(self._normalise(pixels))
         else:
             inputs = dict(self.checkpoint_processor(videos=[pixels], do_sample_frames=False, return_tensors="pt"))
+        # Cast last: in bfloat16 the normalisation itself would lose digits.
         inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(dtype)
         return inputs
 
@@ -104,6 +106,7 @@ class FrameProcessor(ABC):
 
 def channel_scale(settings: Settings) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation in units of the stored 0 .. 255."""
+    # Pixels stay 0 .. 255, so mean and deviation grow by 255 instead of every pixel being divided.
     unit = 1 / settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     if not settings.get("do_normalize", True):
         return (0.0,) * 3, (unit,) * 3
@@ -112,6 +115,7 @@ def channel_scale(settings: Settings) -> tuple[tuple[float, ...], tuple[float, .
 
 def _center_crop(pixels: Tensor, height: int, width: int) -> Tensor:
     """Cut the middle out of (..., H, W); where a side is too short, pad it with zeros."""
+    # Widths first, as `pad` counts from the last axis; negative margins cut.
     margins = []
     for present, wanted in ((pixels.shape[-1], width), (pixels.shape[-2], height)):
         before = -((present - wanted) // 2) if present >= wanted else (wanted - present) // 2

@@ -63,11 +63,14 @@ class PatchedFrames(FrameProcessor):
         height, width = pixels.shape[-2:]
         if height % (patch * merge) or width % (patch * merge):
             raise ValueError(f"{self.model_type} takes frames in multiples of {patch * merge}, got {height}x{width}")
+        # Frames that lack to a whole temporal patch.
         missing = -len(pixels) % time
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])  # the last frame fills the last patch
+        # H = h * merge * patch, W = w * merge * patch, T = t * time
         patches = pixels.unflatten(3, (-1, merge, patch)).unflatten(2, (-1, merge, patch)).unflatten(0, (-1, time))
         # (t, time, 3, h, merge, patch, w, merge, patch) -> (t, h, w, merge, merge, 3, time, patch, patch)
         flat = patches.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * time * patch * patch)
+        # (1, 3): the model counts in patches, before 2x2 of them are merged into a token.
         grid = [[len(pixels) // time, height // patch, width // patch]]
         return {"pixel_values_videos": flat, "video_grid_thw": torch.tensor(grid, device=pixels.device)}
 
@@ -89,6 +92,7 @@ class Qwen25VLFrames(PatchedFrames):
     ) -> Inputs:
         """Adds `second_per_grid_ts`, from the mean distance between frames; without meaning for a single frame."""
         times = self.frame_times(times)
+        # Mean seconds from one frame to the next; a temporal patch spans several frames.
         between = (times[-1] - times[0]) / max(1, len(times) - 1)
         inputs = super().to_model_inputs(frames, times, dtype)
         return inputs | {"second_per_grid_ts": [between * self.temporal_patch_size]}
@@ -113,6 +117,7 @@ class Qwen3VLFrames(PatchedFrames):
         """For each temporal patch the mean time of its first and last frame, and its tokens."""
         times, step = self.frame_times(times), self.temporal_patch_size
         starts = range(0, len(times), step)
+        # (grid_t,) seconds; the last patch may have fewer frames, as its own last one is repeated.
         middle = [(times[start] + times[min(start + step, len(times)) - 1]) / 2 for start in starts]
         tokens = self.visual_token * (self.num_visual_tokens(inputs) // len(middle))
         return "".join(f"<{seconds:.1f} seconds><|vision_start|>{tokens}<|vision_end|>" for seconds in middle)

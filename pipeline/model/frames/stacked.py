@@ -56,6 +56,7 @@ class StackedFrames(FrameProcessor):
         if pixels.shape[-2:] != (self.side, self.side):
             height, width = pixels.shape[-2:]
             raise ValueError(f"{self.model_type} takes {self.side}x{self.side} frames, got {height}x{width}")
+        # (1, T, 3, side, side): a batch of one clip
         return {"pixel_values_videos": pixels[None]}
 
     def num_visual_tokens(self, inputs: Inputs) -> int:
