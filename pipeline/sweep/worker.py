@@ -18,7 +18,7 @@ from pipeline.model.answering import VideoQA, build_method, recommended
 from pipeline.model.load import load_model
 from pipeline.model.prefix import model_inputs
 from pipeline.sweep.cells import UNREACHABLE, Cell, cells_of
-from vitcop import VisionCache
+from vitcop import Method, VisionCache
 
 
 class SweepModel(OneByOne):
@@ -41,9 +41,11 @@ class SweepModel(OneByOne):
         self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
         vision = VisionCache() if share else None
         self.models = {
-            cell: VideoQA(self.loaded, build_method(recommended(cell.prune, self.loaded)), config.answer, vision=vision)
-            for cell in self.cells
+            cell: VideoQA(self.loaded, self._method(cell), config.answer, vision=vision) for cell in self.cells
         }
+
+    def _method(self, cell: Cell) -> Method:
+        return build_method(recommended(cell.prune, self.loaded))
 
     @property
     def decode(self) -> Callable[[Clip], list[TimedVideo]]:
