@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.sweep.cells import RANDOM
 from pipeline.sweep.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
-from pipeline.sweep.report.words import gain, listed, percent, share
+from pipeline.sweep.report.words import gain, listed, percent, share, unbroken
 from pipeline.sweep.statistics import SHOWN_DIFFERENCE, mcnemar
 
 SIGNIFICANT = 0.05
@@ -206,11 +206,10 @@ def _outcomes(duels: Iterable[Duel], named: bool = False) -> str:
     text = f"{SUBJECT_TITLE} wins {places(WIN)}"
     if not by_outcome[OPEN]:
         return f"{text} and loses {places(LOSS)}"
-    needed, n = max(each.needed for each in by_outcome[OPEN]), min(each.n for each in by_outcome[OPEN])
-    points = f"{100 * SHOWN_DIFFERENCE:g} points"
-    return (
-        f"{text}, loses {places(LOSS)}, and {OPEN} {places(OPEN)}: n = {needed:,} would show {points}, here n = {n:,}"
-    )
+    needed = unbroken(f"n = {max(each.needed for each in by_outcome[OPEN]):,}")
+    here = unbroken(f"n = {min(each.n for each in by_outcome[OPEN]):,}")
+    shown = f"{needed} would show {100 * SHOWN_DIFFERENCE:g} points, here {here}"
+    return f"{text}, loses {places(LOSS)}, and {OPEN} {places(OPEN)}: {shown}"
 
 
 def _place(each: Duel, named: bool) -> str:

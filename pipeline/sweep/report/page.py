@@ -156,8 +156,8 @@ def measured_how(sweep: Sweep) -> list[str]:
         "decoding out, which is measured once a clip.",
         f"A timing is marked as unreliable when the quartiles of its rounds lie more than {100 * DISAGREEMENT:g} % of "
         f"the median apart, when its speed-up is more than {100 * (TOLERANCE - 1):.0f} % beyond the one that the "
-        "operation counts allow, or when there was one round only. Such a cell is measured again first. Speed-ups "
-        "fall with the time of all tokens.",
+        "operation counts allow, or when there was one round only. Such a cell is measured again first. Where "
+        "the time of all tokens can't be relied on, no speed-up can.",
     ]
     if seeds:
         notes.append(f"Methods that draw at random were run with {seeds} seeds.")

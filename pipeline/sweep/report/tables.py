@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pipeline.sweep.cells import FULL
 from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Point, Record, Sweep
 from pipeline.sweep.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
-from pipeline.sweep.report.words import chance, gain, mebibytes, percent, share
+from pipeline.sweep.report.words import chance, gain, mebibytes, percent, share, unbroken
 from pipeline.sweep.statistics import SHOWN_DIFFERENCE
 
 NONE = "–"
@@ -125,10 +125,10 @@ def told(each: Duel) -> str:
     """`-0.3 (not significant, p = 0.884; n = 1,480 would show 5 points)`."""
     if each.outcome == UNTESTED or each.p is None:
         return f"{gain(each.difference)} (untested)"
-    p = f"p {chance(each.p) if each.p < 0.001 else '= ' + chance(each.p)}"
+    p = unbroken(f"p {chance(each.p) if each.p < 0.001 else '= ' + chance(each.p)}")
     if each.outcome in OUTCOMES:
         return f"{gain(each.difference)} ({OUTCOMES[each.outcome]}, {p})"
-    needed = f"n = {each.needed:,} would show {100 * SHOWN_DIFFERENCE:g} points"
+    needed = unbroken(f"n = {each.needed:,}") + " would show " + unbroken(f"{100 * SHOWN_DIFFERENCE:g} points")
     return f"{gain(each.difference)} (not significant, {p}; {needed})"
 
 

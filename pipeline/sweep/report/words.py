@@ -16,6 +16,11 @@ def share(ratio: float) -> str:
     return f"{100 * ratio:g}{PERCENT}"
 
 
+def unbroken(text: str) -> str:
+    """Text that stays on one line."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def gain(difference: float) -> str:
     """A difference of accuracies in percentage points, with its sign."""
     return f"{100 * difference:+.1f}".replace("-", "−")
