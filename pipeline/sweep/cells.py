@@ -77,12 +77,14 @@ def cells_of(config: SweepConfig) -> list[Cell]:
 
     counts: Sequence[int | None] = config.frame_counts or (None,)
     cells = [Cell(method=FULL, num_frames=count) for count in counts]
+    # Each method is made once, at any ratio, so that a wrong option is an error before anything starts.
     for text in named_methods(config).methods:
         name, options = split_method(text)
         try:
             method = get_method(name)(retention_ratio=0.5, **options)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"--methods {text}: {error}") from error
+        # A seed that is named in the options is the only one.
         seeded = "seed" in {field.name for field in dataclasses.fields(method)} and "seed" not in options
         seeds: Sequence[int | None] = range(config.seeds) if seeded else (None,)
         ratios: Sequence[float | None] = (None,) if method.fixed_budget else config.keep_ratios

@@ -54,7 +54,9 @@ class SweepMeasurer(SweepModel):
         measured before counts as well.
         """
         question = questions_of(clip)[:1]
+        # Every cell with the frames that it sees, decoded once for all cells of one frame count.
         timed = {cell: video for video, cells in self.by_frames(videos) for cell in cells}
+        # The round that warms up; its answers make the gallery.
         pictures = {cell: self._picture(cell, answer) for cell, answer in self._round(timed, question)}
         measured: dict[Cell, list[Answer]] = defaultdict(list)
         rounds = self.config.sweep.cost_rounds if self.config.sweep.cost_clips else 0
@@ -63,6 +65,7 @@ class SweepMeasurer(SweepModel):
             for number in range(rounds):
                 for cell, answer in self._round(again, question, first=number + rounds * repeat):
                     measured[cell].append(answer)
+            # What is in doubt goes again, and so does the full model, by which speed-ups are judged.
             doubtful = self._doubtful(measured)
             beside = {Cell(method=FULL, num_frames=cell.num_frames) for cell in doubtful}
             again = {cell: video for cell, video in timed.items() if cell in doubtful or cell in beside}

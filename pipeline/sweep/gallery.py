@@ -17,10 +17,15 @@ from pipeline.sweep.cells import Cell
 def write_gallery(
     config: SweepJobConfig, output: Path, cells: Sequence[Cell], measured: Sequence[tuple[Clip, Any]]
 ) -> None:
-    """What each method kept of a few clips, at the keep ratio nearest to the one asked for."""
+    """Writes `gallery.json`, and an npz with frames and kept tokens for each clip.
+
+    Args:
+        measured: clips, each with what `SweepMeasurer` found on it.
+    """
+    # Cells at the ratio nearest to the one asked for, with the first frame count and the first seed.
     ratio = min(config.sweep.keep_ratios, key=lambda one: abs(one - config.sweep.gallery_ratio))
     first_count = cells[0].num_frames
-    shown = [
+    chosen = [
         cell for cell in cells if cell.num_frames == first_count and cell.keep_ratio in (None, ratio) and not cell.seed
     ]
     (output / "gallery").mkdir(exist_ok=True)
@@ -29,7 +34,8 @@ def write_gallery(
         file, row = f"gallery/{number:02d}.npz", clip.rows[0]
         arrays: dict[str, np.ndarray] = {"frames": found.frames}
         entries = []
-        for cell in shown:
+        # One array of token indices (K,) for each stage of each cell, under the key CELL/STAGE.
+        for cell in chosen:
             if (picture := found.gallery.get(cell.name)) is None:
                 continue
             keys = {stage: f"{cell.name}/{stage}" for stage in picture["stages"]}
@@ -37,6 +43,7 @@ def write_gallery(
             entry = {"cell": cell.name, "method": cell.method, "keep_ratio": cell.keep_ratio, "stages": keys}
             entries.append(entry | {"prediction": picture["prediction"], "correct": picture["correct"]})
         np.savez_compressed(output / file, **arrays)  # type: ignore[arg-type]
+        # Visual tokens before any pruning lie on a grid (frames, height, width).
         frames, height, width = found.grid
         asked = {"question": row.question, "options": row.options, "answer": row.answer}
         place = {"file": file, "video": clip.name, "grid": [height, width], "token_frames": frames}

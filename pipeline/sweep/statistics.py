@@ -61,8 +61,10 @@ def bootstrap_accuracy(correct: Sequence[bool], groups: Sequence[object], seed: 
     if not len(correct):
         raise ValueError("no questions to bootstrap")
     _, member = np.unique(np.array([str(group) for group in groups]), return_inverse=True)
+    # (G,) right answers and questions of each clip
     right = np.bincount(member, weights=np.asarray(correct, dtype=float))
     count = np.bincount(member)
+    # (RESAMPLES, G) clips drawn with replacement
     drawn = np.random.default_rng(seed).integers(len(count), size=(RESAMPLES, len(count)))
     accuracies = right[drawn].sum(axis=1) / count[drawn].sum(axis=1)
     low, high = np.quantile(accuracies, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])

@@ -89,14 +89,16 @@ def summarize_cells(
         costs: by cell, measured columns.
         kind_column: which column groups questions, None for none.
     """
-    answers = defaultdict(list)
+    answers = defaultdict(list)  # cell name -> its rows
     for row in rows.to_pylist():
         answers[row["cell"]].append(row)
     table: list[dict[str, Any]] = []
     by_cell = {cell: answers[cell.name] for cell in cells}
     for cell, mine in by_cell.items():
+        # Paired tests compare with the full model on the same frames.
         full = answers[Cell(method=FULL, num_frames=cell.num_frames).name]
         record: dict[str, Any] = {"cell": cell.name, **dataclasses.asdict(cell), **_accuracy(mine, kind_column)}
+        # Reachability comes after accuracy: it takes back the errors of a cell that can't be reached.
         record |= _reachability(mine) | _retention(mine)
         if cell.method != FULL:
             record |= _against("full", mine, full) | {"differs_from_full": _share_differing(mine, full)}
@@ -125,6 +127,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dic
     record: dict[str, Any] = {"n": len(answered), "errors": len(rows) - len(answered), "kind_column": kind_column}
     record["empty_answers"] = _mean([not row["prediction"] for row in answered])
     if scored:
+        # Questions on one clip stand and fall together, so clips are resampled.
         interval = bootstrap_accuracy([row["correct"] for row in scored], [row["clip"] for row in scored])
         record |= {"accuracy": interval.mean, "accuracy_low": interval.low, "accuracy_high": interval.high}
     if kind_column is not None:
@@ -152,6 +155,7 @@ def _reachability(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The share of visual tokens that the layers saw on average, over all answers."""
     answered = [row for row in rows if row["status"] == "ok"]
     shares = [row["visual_tokens_kept"] / row["visual_tokens_full"] for row in answered]
     if not shares:
@@ -165,6 +169,7 @@ def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _against(name: str, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """McNemar's test against other answers to the same questions; nothing when there are none."""
     first, second = (
         {row["sample_id"]: row["correct"] for row in side if row["correct"] is not None} for side in (rows, others)
     )
@@ -175,7 +180,7 @@ def _against(name: str, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapp
 
 
 def _share_differing(rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]) -> float | None:
-    """Share of predictions that are not those of the full model; 0 means that pruning may not have taken place."""
+    """Share of predictions that are not those of the full model."""
     expected = {row["sample_id"]: row["prediction"] for row in full if row["status"] == "ok"}
     shared = [row for row in rows if row["status"] == "ok" and row["sample_id"] in expected]
     return _mean([row["prediction"] != expected[row["sample_id"]] for row in shared])

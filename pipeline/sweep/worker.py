@@ -1,4 +1,4 @@
-"""What the workers of a sweep hold: one model, and every cell's way to prune it."""
+"""The workers of a sweep: one model, pruned as each cell asks."""
 
 from __future__ import annotations
 

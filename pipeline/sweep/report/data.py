@@ -251,8 +251,9 @@ def _read_answers(parts: Sequence[Path]) -> tuple[dict[str, dict[str, bool]], in
         names = pq.read_schema(part).names
         table = pq.read_table(part, columns=["cell", "sample_id", "correct"])
         for cell, sample, right in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            if right is not None:
+            if right is not None:  # questions without a known answer can't be compared
                 correct[cell][sample] = right
+        # A clip is a span of a video; the same one may stand in several parts.
         span = pq.read_table(part, columns=[name for name in ("video", "start", "end") if name in names])
         clips |= {tuple(row.values()) for row in _distinct(span).to_pylist()}
     return dict(correct), len(clips) if parts else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.sweep.cells import RANDOM
 from pipeline.sweep.report.data import SUBJECT, SUBJECT_TITLE, Comparison, Point, Sweep, is_subject
-from pipeline.sweep.report.words import gain, listed, percent, share, unbroken
+from pipeline.sweep.report.words import counted, gain, listed, percent, share, unbroken
 from pipeline.sweep.statistics import SHOWN_DIFFERENCE, mcnemar
 
 SIGNIFICANT = 0.05
@@ -18,7 +18,7 @@ WHOLE = 0.999
 
 
 @dataclass(frozen=True)
-class Duel:
+class PairedDifference:
     """One point against another on the same questions.
 
     Attributes:
@@ -48,14 +48,14 @@ class Standing:
     """
 
     point: Point
-    full: Duel | None
-    random: Duel | None
-    best: Duel | None
+    full: PairedDifference | None
+    random: PairedDifference | None
+    best: PairedDifference | None
     place: int
     field: int
 
 
-def duel(sweep: Sweep, point: Point, rival: Point) -> Duel | None:
+def paired_difference(sweep: Sweep, point: Point, rival: Point) -> PairedDifference | None:
     """`point` against `rival`; None when one of them has no accuracy."""
     mine, theirs = point.mean("accuracy"), rival.mean("accuracy")
     if mine is None or theirs is None:
@@ -64,13 +64,13 @@ def duel(sweep: Sweep, point: Point, rival: Point) -> Duel | None:
     # Every seed of one against every seed of the other.
     tests = [mcnemar(first, second) for first in sides[0] for second in sides[1] if first.keys() & second.keys()]
     if not tests:
-        return Duel(point, rival, mine - theirs, UNTESTED, None)
+        return PairedDifference(point, rival, mine - theirs, UNTESTED, None)
     outcome = OPEN
     if all(test.p < SIGNIFICANT and test.wins > test.losses for test in tests):
         outcome = WIN
     if all(test.p < SIGNIFICANT and test.wins < test.losses for test in tests):
         outcome = LOSS
-    return Duel(
+    return PairedDifference(
         point,
         rival,
         mine - theirs,
@@ -91,14 +91,15 @@ def standings(sweep: Sweep, comparison: Comparison) -> list[Standing]:
             continue
         others = [(rival.mean("accuracy"), rival) for rival in rivals(comparison, point.keep_ratio)]
         scored = [(accuracy, rival) for accuracy, rival in others if accuracy is not None]
+        # Picked by the same answers that it is tested on, which the page says.
         best = max(scored, key=lambda pair: pair[0])[1] if scored else None
         random = next((rival for _, rival in scored if rival.method == RANDOM), None)
         found.append(
             Standing(
                 point=point,
-                full=duel(sweep, point, comparison.full) if comparison.full else None,
-                random=duel(sweep, point, random) if random else None,
-                best=duel(sweep, point, best) if best else None,
+                full=paired_difference(sweep, point, comparison.full) if comparison.full else None,
+                random=paired_difference(sweep, point, random) if random else None,
+                best=paired_difference(sweep, point, best) if best else None,
                 place=1 + sum(accuracy > mine for accuracy, _ in scored),
                 field=1 + len(scored),
             )
@@ -154,12 +155,14 @@ def frames_seen(sweep: Sweep, comparison: Comparison) -> str:
 def _what(sweep: Sweep, comparison: Comparison) -> str:
     full = comparison.full
     asked = max((cell["n"] or 0 for cell in comparison.cells), default=0)
-    clips = f" about {sweep.clips:,} clips" if sweep.clips else ""
+    clips = f" about {counted(sweep.clips, 'clip')}" if sweep.clips else ""
     name = f" {sweep.model}" if sweep.model else ""
-    text = f"The model{name} answered {asked:,} questions{clips}, seeing {frames_seen(sweep, comparison)} of each"
+    text = (
+        f"The model{name} answered {counted(asked, 'question')}{clips}, seeing {frames_seen(sweep, comparison)} of each"
+    )
     if comparison.ratios:
         text += (
-            f", with {len(comparison.methods)} pruning methods that each keep "
+            f", with {counted(len(comparison.methods), 'pruning method')}, keeping "
             f"{listed([share(ratio) for ratio in comparison.ratios])} of the visual tokens (averaged over the language "
             "model's layers)"
         )
@@ -179,21 +182,23 @@ def _absent(comparison: Comparison) -> str:
 
 
 def _against_random(table: Sequence[Standing]) -> list[str]:
-    duels = [standing.random for standing in table if standing.random]
-    if not duels:
+    differences = [standing.random for standing in table if standing.random]
+    if not differences:
         return ["Random selection was not run, so nothing shows that scoring tokens is worth anything."]
-    return [f"Against random selection of as many tokens, {_outcomes(duels)}."]
+    return [f"Against random selection of as many tokens, {_outcomes(differences)}."]
 
 
 def _against_best(table: Sequence[Standing]) -> list[str]:
-    duels = [standing.best for standing in table if standing.best]
-    return [f"Against the best other method at each ratio, {_outcomes(duels, named=True)}."] if duels else []
+    differences = [standing.best for standing in table if standing.best]
+    return (
+        [f"Against the best other method at each ratio, {_outcomes(differences, named=True)}."] if differences else []
+    )
 
 
-def _outcomes(duels: Iterable[Duel], named: bool = False) -> str:
+def _outcomes(differences: Iterable[PairedDifference], named: bool = False) -> str:
     """`ViTCoP wins at 5 % (+3.1), loses nowhere, and is not significantly different at 10 % (evs, -0.2): n = ...`"""
-    by_outcome: dict[str, list[Duel]] = defaultdict(list)
-    for each in duels:
+    by_outcome: dict[str, list[PairedDifference]] = defaultdict(list)
+    for each in differences:
         by_outcome[each.outcome].append(each)
 
     def places(outcome: str) -> str:
@@ -212,28 +217,28 @@ def _outcomes(duels: Iterable[Duel], named: bool = False) -> str:
     return f"{text}, loses {places(LOSS)}, and {OPEN} {places(OPEN)}: {shown}"
 
 
-def _place(each: Duel, named: bool) -> str:
+def _place(each: PairedDifference, named: bool) -> str:
     note = f"{each.rival.method}, {gain(each.difference)}" if named else gain(each.difference)
     return f"{share(each.point.keep_ratio or 0)} ({note})"
 
 
 def _against_full(table: Sequence[Standing]) -> list[str]:
-    duels = [standing.full for standing in table if standing.full]
-    return [f"Against all tokens, {_outcomes(duels)}."] if duels else []
+    differences = [standing.full for standing in table if standing.full]
+    return [f"Against all tokens, {_outcomes(differences)}."] if differences else []
 
 
-def duels(sweep: Sweep, comparison: Comparison) -> dict[tuple[str, float], Duel]:
+def paired_differences(sweep: Sweep, comparison: Comparison) -> dict[tuple[str, float], PairedDifference]:
     """ViTCoP against every other method at every keep ratio that both reached, by method and ratio."""
     found = {}
     for point in comparison.of(SUBJECT):
         for rival in rivals(comparison, point.keep_ratio or 0):
-            if each := duel(sweep, point, rival):
+            if each := paired_difference(sweep, point, rival):
                 found[rival.method, point.keep_ratio or 0] = each
     return found
 
 
 def _against_all(sweep: Sweep, comparison: Comparison) -> list[str]:
-    outcomes = [each.outcome for each in duels(sweep, comparison).values()]
+    outcomes = [each.outcome for each in paired_differences(sweep, comparison).values()]
     if not outcomes or UNTESTED in outcomes:
         return []
     wins, losses, rest = (outcomes.count(outcome) for outcome in (WIN, LOSS, OPEN))
@@ -335,7 +340,7 @@ def _troubles(comparison: Comparison) -> list[Caution]:
     found = []
     for point in comparison.points:
         if errors := sum(cell["errors"] or 0 for cell in point.cells):
-            found.append(Caution(f"Errors: {point.title} left {errors:,} questions without an answer."))
+            found.append(Caution(f"Errors: {point.title} left {counted(errors, 'question')} without an answer."))
         if empty := point.mean("empty_answers"):
             found.append(Caution(f"Empty answers: {point.title} said nothing to {percent(empty)} of the questions."))
     return found

@@ -113,6 +113,7 @@ def _clip(folder: Path, number: int, clip: Mapping[str, Any]) -> GalleryClip:
         token_frames = clip.get("token_frames") or len(frames)
         # (S,) frames that are drawn, evenly spread when there are more than fit
         shown = np.unique(np.linspace(0, token_frames - 1, min(token_frames, MOST_FRAMES)).round().astype(int))
+        # Tokens that cover several frames (temporal patches) are drawn on the first of them.
         canvas = Canvas(f"clip-{number}", (token_frames, *clip["grid"]), shown)
         step = math.ceil(len(frames) / token_frames)
         cells = sorted(clip["cells"], key=lambda cell: (rank(cell["method"]), cell["cell"]))

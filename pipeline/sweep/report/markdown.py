@@ -23,6 +23,7 @@ def render_markdown(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
         if len(sweep.comparisons) > 1:
             lines += [f"## With {frames_seen(sweep, comparison)}", ""]
         lines += [*_table(accuracy_table(comparison)), ""]
+        # In the order of the page: the table of methods, the findings, what to be careful about, the plots.
         lead, *findings = headline(sweep, comparison)
         lines += [plain(lead), "", *_bullets(findings), ""]
         table = standing_table(sweep, comparison)

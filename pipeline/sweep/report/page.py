@@ -15,8 +15,8 @@ from pipeline.sweep.report.findings import Caution, cautions, frames_seen, headl
 from pipeline.sweep.report.gallery import read_gallery
 from pipeline.sweep.report.pictures import Pictures
 from pipeline.sweep.report.style import GLYPHS, looks
-from pipeline.sweep.report.tables import Table, accuracy_table, cell_table, duel_table, standing_table
-from pipeline.sweep.report.words import share
+from pipeline.sweep.report.tables import Table, accuracy_table, cell_table, difference_table, standing_table
+from pipeline.sweep.report.words import counted, share
 from pipeline.sweep.statistics import RESAMPLES
 from pipeline.sweep.timing import DISAGREEMENT, TOLERANCE
 
@@ -63,7 +63,7 @@ class Section:
     standings: Table
     cautions: Sequence[Caution]
     chips: Sequence[Chip]
-    duels: Table
+    differences: Table
     cells: Table
     plots: Pictures
     no_costs: str
@@ -83,6 +83,7 @@ def render_page(sweep: Sweep, pictures: Sequence[Pictures]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["share"] = share
+    # Style, script and the plots' SVG are our own and stand in the page as they are; all other text is escaped.
     run = sweep.run
     settings = {group: values for group, values in run.get("config", {}).items() if group in SETTINGS_SHOWN}
     return environment.get_template("page.html").render(
@@ -120,7 +121,7 @@ def _sections(sweep: Sweep, pictures: Sequence[Pictures]) -> Iterable[Section]:
             standings=standing_table(sweep, comparison),
             cautions=cautions(comparison),
             chips=_chips(comparison),
-            duels=duel_table(sweep, comparison),
+            differences=difference_table(sweep, comparison),
             cells=cell_table(comparison),
             plots=plots,
             no_costs=UNRELIABLE if any(point.doubt for point in comparison.points) else NO_COSTS,
@@ -160,12 +161,10 @@ def measured_how(sweep: Sweep) -> list[str]:
         "the time of all tokens can't be relied on, no speed-up can.",
     ]
     if seeds:
-        notes.append(f"Methods that draw at random were run with {seeds} seeds.")
+        notes.append(f"Methods that draw at random were run with {counted(seeds, 'seed')}.")
     if clips:
-        notes.append(
-            f"Costs were measured on {clips} clips, {rounds} times each or more after warming up, the cells taking "
-            "turns in one process that did nothing else."
-        )
+        times = f"{counted(clips, 'clip')}, in {counted(rounds, 'round')} or more after warming up"
+        notes.append(f"Costs were measured on {times}, the cells taking turns in one process that did nothing else.")
     if not _has_spread(sweep):
         notes.append("This sweep has no record of how far its rounds lay apart.")
     return notes

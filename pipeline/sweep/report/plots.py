@@ -32,6 +32,7 @@ def accuracy_plots(comparison: Comparison, folder: Path, suffix: str = "") -> li
     }
     curves = {method: points for method, points in curves.items() if points}
     plots = []
+    # A panel for each group, numbered alike whichever groups there are; ViTCoP and random stand in all of them.
     for number, group in enumerate(GROUPS, 1):
         mine = [method for method in curves if comparison.group(method) == group]
         if not mine:
@@ -39,6 +40,7 @@ def accuracy_plots(comparison: Comparison, folder: Path, suffix: str = "") -> li
         shown = [*mine, *(method for method in (RANDOM, SUBJECT) if method in curves and method not in mine)]
         figure, (axes,) = new_figure(5.6, 4.2)
         axes.set_ylim(limits)
+        # Curves are set a little apart, so that the intervals at one ratio don't hide each other.
         for index, method in enumerate(shown):
             _curve(axes, curves[method], look[method], dodge=1 + 0.012 * (index - len(shown) / 2))
         _ratio_axis(axes, comparison.ratios)
@@ -57,12 +59,14 @@ def pareto_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot 
     if not points:
         return None
     look = looks(comparison)
+    # (N, 2) pace and accuracy
     places = np.array([[point.timed("videos_per_second"), 100 * (point.mean("accuracy") or 0)] for point in points])
     front = pareto_front(places)
     figure, (axes,) = new_figure(9.6, 5)
     axes.step(*places[front].T, where="pre", color=INK, linewidth=1, alpha=0.6, zorder=1)
     for index, (point, (x, y)) in enumerate(zip(points, places, strict=True)):
         _dot(axes, point, x, y, look[point.method], strong=index in front)
+        # Quartiles of all points would hide the points.
         if index in front or point.method == SUBJECT:
             _quartiles(axes, point, (x, y), "x", _range(point, "videos_per_second"), look)
     _name_above(axes, [points[index] for index in front], places[front], look)
@@ -125,6 +129,7 @@ def speedup_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot
     look = looks(comparison)
     places = [(point, point.mean("speedup_allowed") or 1, point.speedup() or 1) for point in points]
     figure, (axes,) = new_figure(9.6, 4.2)
+    # Factors: from 1 to 2 is as far as from 2 to 4.
     axes.set(xscale="log", yscale="log")
     for point, x, y in places:
         _dot(axes, point, x, y, look[point.method], strong=point.method == SUBJECT)
@@ -132,6 +137,7 @@ def speedup_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot
             low, high = point.speedup("_low"), point.speedup("_high")
             _quartiles(axes, point, (x, y), "y", None if low is None or high is None else (low, high), look)
     axes.axhline(1, color=INK, linewidth=0.8, alpha=0.4)
+    # The diagonal must not widen the axes.
     limits = axes.get_xlim(), axes.get_ylim()
     axes.plot(limits[0], limits[0], color=INK, linewidth=0.9, alpha=0.6, linestyle=":")
     axes.set(xlim=limits[0], ylim=limits[1])
@@ -139,6 +145,7 @@ def speedup_plot(comparison: Comparison, folder: Path, suffix: str = "") -> Plot
         axis.set_major_locator(LogLocator(subs=(1, 1.2, 1.5, 2, 3, 5, 7)))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # Only ViTCoP's points are named: most others lie on each other.
     mine = [(place, look[SUBJECT].colour) for place in places if place[0].method == SUBJECT]
     _name_beside(axes, [Label(point.title, x, y, colour, point) for (point, x, y), colour in mine])
     axes.set_xlabel("speed-up that the operation counts allow (dotted: all of it measured)")
@@ -156,6 +163,7 @@ def stage_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str =
         return None
     points = points[:1] + sorted(points[1:], key=lambda point: point.seconds_answering or 0)
     figure, (axes,) = new_figure(8, 1.1 + 0.23 * len(points))
+    # All tokens first, then the fastest; each stage's bars begin where those of the stage before end.
     left = np.zeros(len(points))
     for stage, column in _stage_columns().items():
         seconds = np.array([1000 * column(point) for point in points])
@@ -186,11 +194,13 @@ def memory_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str 
     if not panels:
         return None
     points = _with_full(comparison, ratio)
+    # All tokens first, then by the first of the panels there are (the peak, or keys and values on a CPU).
     first = next(iter(panels.values()))
     points = points[:1] + sorted(points[1:], key=lambda point: point.mean(first) or 0)
     look = looks(comparison)
     figure, axes = new_figure(8, 0.8 + 0.23 * len(points), columns=len(panels))
     for panel, (title, column) in zip(axes, panels.items(), strict=True):
+        # A bar a method, the same rows in both panels.
         for row, point in enumerate(points):
             size = point.mean(column)
             if size is None:
@@ -208,12 +218,14 @@ def kind_plot(comparison: Comparison, ratio: float, folder: Path, suffix: str = 
     kinds = sorted({kind for point in points for kind in point.kinds()})
     if not kinds:
         return None
+    # (methods, kinds) accuracies in per cent; NaN where a method has no answer of that kind
     table = np.array([[100 * point.kinds().get(kind, np.nan) for kind in kinds] for point in points])
     figure, (axes,) = new_figure(2.4 + 0.68 * len(kinds), 1.5 + 0.25 * len(points))
     mesh = axes.pcolormesh(np.ma.masked_invalid(table), cmap="cividis", edgecolors="none")
     axes.set_yticks(np.arange(len(points)) + 0.5, [point.label for point in points])
     _emphasize(axes, points)
     axes.set_xticks(np.arange(len(kinds)) + 0.5, kinds, rotation=35, ha="left", rotation_mode="anchor")
+    # Read like a table: kinds above, the first method in the top row.
     axes.xaxis.tick_top()
     axes.invert_yaxis()
     axes.tick_params(length=0)
@@ -299,6 +311,7 @@ def _references(axes: Axes, comparison: Comparison) -> list[Label]:
 
 def _curve(axes: Axes, points: Sequence[Point], look: Look, dodge: float) -> None:
     """One method; its interval is the mean of those of its seeds."""
+    # (R,) realised ratios, and accuracies with the ends of their intervals
     x = np.array([_realised(point) for point in points]) * dodge
     middle, low, high = (
         100 * np.array([point.mean(column) for point in points], dtype=float)
@@ -314,7 +327,7 @@ def _curve(axes: Axes, points: Sequence[Point], look: Look, dodge: float) -> Non
         marker=look.marker,
         markersize=5 if look.width > 2 else 3.5,
         elinewidth=0.9,
-        zorder=3 if look.width > 2 else 2,
+        zorder=3 if look.width > 2 else 2,  # ViTCoP above the others
     )
     bars.set_alpha(0.6)
     for artist in (line, bars):
@@ -340,6 +353,7 @@ def _end_label(end: Point, comparison: Comparison, look: dict[str, Look]) -> Lab
 
 def _name_beside(axes: Axes, labels: Sequence[Label]) -> None:
     """Names in a column to the right of the axes, pushed apart, with a thin line to each place."""
+    # Heights as fractions of the axes, whatever their scale, so that names keep their distance.
     to_axes = axes.transScale + axes.transLimits
     heights = [float(to_axes.transform((label.x, label.y))[1]) for label in labels]
     for label, height in zip(labels, spread(heights, 1 / 23, 0, 1), strict=True):
@@ -381,6 +395,7 @@ def _dot(axes: Axes, point: Point, x: float, y: float, look: Look, *, strong: bo
 def _name_above(axes: Axes, points: Sequence[Point], places: np.ndarray, look: dict[str, Look]) -> None:
     """Slanted names in a row above the axes, pushed apart, with a thin line down to each point."""
     left, right = axes.get_xlim()
+    # The names slant, so they need no more room side by side than their height.
     spots = spread(places[:, 0], (right - left) / 36, left, right)
     for point, place, spot in zip(points, places, spots, strict=True):
         colour = look[point.method].colour

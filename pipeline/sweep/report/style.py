@@ -77,6 +77,7 @@ def looks(comparison: Comparison) -> dict[str, Look]:
         elif method == RANDOM:
             found[method] = Look(RANDOM_COLOUR, "o", "--", 1.6)
         else:
+            # Colours go round within a group; each round and each group begins at another marker.
             number = used[group] = used.get(group, -1) + 1
             marker = number + number // len(PALETTE) + 3 * GROUPS.index(group)
             found[method] = Look(PALETTE[number % len(PALETTE)], MARKERS[marker % len(MARKERS)], dashes, 1.3)
@@ -113,6 +114,7 @@ def save(figure: Figure, folder: Path, name: str, title: str, note: str = "") ->
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
+    # Ink takes the colour of the page's text; marked parts get an attribute and a tooltip instead of their id.
     svg = svg.replace(INK, "currentColor")
     svg = re.sub(r'id="method:([^"|]*)\|([^"]*)">', r'data-method="\1"><title>\2</title>', svg)
     width = 72 * figure.get_figwidth()
@@ -133,6 +135,7 @@ def spread(wanted: Sequence[float] | np.ndarray, gap: float, low: float, high: f
     order = np.argsort(wanted, kind="stable")
     placed = np.clip(np.asarray(wanted, dtype=float)[order], low, high)
     gap = min(gap, (high - low) / max(len(placed) - 1, 1))
+    # Neighbours that are too close push each other apart by half of what is missing, until all is quiet.
     for _ in range(300):
         push = np.clip(gap - np.diff(placed), 0, None) / 2
         placed[:-1] -= push

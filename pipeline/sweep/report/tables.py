@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.sweep.cells import FULL
 from pipeline.sweep.report.data import SUBJECT_TITLE, Comparison, Point, Record, Sweep
-from pipeline.sweep.report.findings import LOSS, UNTESTED, WIN, Duel, duels, standings
+from pipeline.sweep.report.findings import LOSS, UNTESTED, WIN, PairedDifference, paired_differences, standings
 from pipeline.sweep.report.words import chance, gain, mebibytes, percent, share, unbroken
 from pipeline.sweep.statistics import SHOWN_DIFFERENCE
 
@@ -92,7 +92,7 @@ def standing_table(sweep: Sweep, comparison: Comparison) -> Table:
             Entry(share(standing.point.keep_ratio or 0)),
             Entry(percent(standing.point.mean("accuracy") or 0)),
             *(
-                _duel_entry(each, told(each)) if each else Entry("")
+                _difference_entry(each, in_words(each)) if each else Entry("")
                 for each in (standing.full, standing.random, standing.best)
             ),
             Entry(f"{best.method} {percent(best_accuracy)}" if best and best_accuracy is not None else ""),
@@ -103,25 +103,25 @@ def standing_table(sweep: Sweep, comparison: Comparison) -> Table:
     return Table(head, tuple(rows))
 
 
-def duel_table(sweep: Sweep, comparison: Comparison) -> Table:
+def difference_table(sweep: Sweep, comparison: Comparison) -> Table:
     """ViTCoP minus every other method at every keep ratio, in points."""
-    found = duels(sweep, comparison)
+    found = paired_differences(sweep, comparison)
     rows = []
     for method in dict.fromkeys(method for method, _ in found):
         entries = []
         for ratio in comparison.ratios:
             each = found.get((method, ratio))
             word = OUTCOMES.get(each.outcome, "") if each else ""
-            entries.append(_duel_entry(each, f"{gain(each.difference)} {word}".rstrip()) if each else Entry(NONE))
+            entries.append(_difference_entry(each, f"{gain(each.difference)} {word}".rstrip()) if each else Entry(NONE))
         rows.append(Row((Entry(method), *entries), method))
     return Table(("minus", *(share(ratio) for ratio in comparison.ratios)), tuple(rows))
 
 
-def _duel_entry(each: Duel, text: str) -> Entry:
-    return Entry(text, each.difference, MARKS.get(each.outcome), told(each))
+def _difference_entry(each: PairedDifference, text: str) -> Entry:
+    return Entry(text, each.difference, MARKS.get(each.outcome), in_words(each))
 
 
-def told(each: Duel) -> str:
+def in_words(each: PairedDifference) -> str:
     """`-0.3 (not significant, p = 0.884; n = 1,480 would show 5 points)`."""
     if each.outcome == UNTESTED or each.p is None:
         return f"{gain(each.difference)} (untested)"

@@ -28,7 +28,7 @@ def test_the_headline_says_what_the_answers_say(tmp_path: Path) -> None:
     write_answers(folder, right)
     sweep = load_sweep(folder)
     text = "\n".join(headline(sweep, sweep.comparisons[0])).replace("\N{NO-BREAK SPACE}", " ")
-    assert "The model tiny <model> answered 8 questions about 1 clips, seeing 8 frames of each, with 3 pruning" in text
+    assert "The model tiny <model> answered 8 questions about 1 clip, seeing 8 frames of each, with 3 pruning" in text
     assert "With all tokens it is right in 95.0 %" in text
     assert (
         "Against random selection of as many tokens, ViTCoP wins at 50 % (+20.0), loses at 2 % (−50.0), and is " in text

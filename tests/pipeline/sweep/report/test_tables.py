@@ -3,31 +3,31 @@
 import pytest
 
 from pipeline.sweep.report.data import Point, Sweep
-from pipeline.sweep.report.findings import LOSS, OPEN, UNTESTED, WIN, Duel
-from pipeline.sweep.report.tables import NONE, accuracy_table, cell_table, duel_table, standing_table, told
+from pipeline.sweep.report.findings import LOSS, OPEN, UNTESTED, WIN, PairedDifference
+from pipeline.sweep.report.tables import NONE, accuracy_table, cell_table, difference_table, in_words, standing_table
 
 POINT = Point("vitcop", 0.1, ())
 
 
 @pytest.mark.parametrize(
-    ("duel", "expected"),
+    ("difference", "expected"),
     [
-        (Duel(POINT, POINT, 0.031, WIN, 0.04, 100, 900), "+3.1 (win, p = 0.040)"),
-        (Duel(POINT, POINT, -0.031, LOSS, 0.0001, 100, 900), "−3.1 (loss, p < 0.001)"),
+        (PairedDifference(POINT, POINT, 0.031, WIN, 0.04, 100, 900), "+3.1 (win, p = 0.040)"),
+        (PairedDifference(POINT, POINT, -0.031, LOSS, 0.0001, 100, 900), "−3.1 (loss, p < 0.001)"),
         (
-            Duel(POINT, POINT, -0.208, OPEN, 0.18, 24, 1175),
+            PairedDifference(POINT, POINT, -0.208, OPEN, 0.18, 24, 1175),
             "−20.8 (not significant, p = 0.180; n = 1,175 would show 5 points)",
         ),
-        (Duel(POINT, POINT, 0.1, UNTESTED, None), "+10.0 (untested)"),
+        (PairedDifference(POINT, POINT, 0.1, UNTESTED, None), "+10.0 (untested)"),
     ],
 )
-def test_a_duel_in_words(duel: Duel, expected: str) -> None:
-    assert told(duel).replace("\N{NO-BREAK SPACE}", " ") == expected
+def test_a_paired_difference_in_words(difference: PairedDifference, expected: str) -> None:
+    assert in_words(difference).replace("\N{NO-BREAK SPACE}", " ") == expected
 
 
 def test_tables_are_as_wide_as_their_heads(sweep: Sweep) -> None:
     (comparison,) = sweep.comparisons
-    tables = [accuracy_table(comparison), standing_table(sweep, comparison), duel_table(sweep, comparison)]
+    tables = [accuracy_table(comparison), standing_table(sweep, comparison), difference_table(sweep, comparison)]
     for table in [*tables, cell_table(comparison)]:
         assert table.rows and {len(row.entries) for row in table.rows} == {len(table.head)}
 
