@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -154,7 +153,7 @@ def solve_stages(
     total, untouched = geometry.total(retention_ratio), starts[0] * geometry.num_tokens
 
     def spent(scale: float) -> int:
-        return untouched + sum(map(operator.mul, counts(scale), widths))
+        return untouched + sum(count * width for count, width in zip(counts(scale), widths, strict=True))
 
     if spent(0) > total + geometry.num_layers / 2:
         raise UnreachableBudgetError(

@@ -43,8 +43,9 @@ class Deferred(dict[str, Any]):
 
 def forward_inputs(signature: inspect.Signature, args: Args, kwargs: Kwargs) -> Kwargs:
     """The arguments of a forward by name, those of its `**kwargs` among them."""
-    inputs = dict(signature.bind_partial(*args, **kwargs).arguments)
-    return inputs | inputs.pop("kwargs", {})
+    inputs: Kwargs = dict(signature.bind_partial(*args, **kwargs).arguments)
+    more: Kwargs = inputs.pop("kwargs", {})
+    return inputs | more
 
 
 def text_inputs(inputs: Inputs) -> Kwargs:
@@ -84,7 +85,8 @@ def placeholder_places(family: Family, ids: Tensor, count: int) -> Tensor:
 
 def hidden_states(args: Args, kwargs: Kwargs) -> Tensor:
     """(B, S, D) the input of a decoder layer."""
-    return args[0] if args else kwargs["hidden_states"]
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
 
 
 def with_hidden_states(hidden: Tensor, args: Args, kwargs: Kwargs) -> Call:

@@ -134,7 +134,8 @@ class LanguageModel:
         """Projection (B, S, heads, d_h) of a layer's input."""
         block = self.layers[layer]
         project = cast(Callable[[Tensor], Tensor], getattr(block.self_attn, f"{kind}_proj"))
-        return project(block.input_layernorm(hidden)).unflatten(-1, (-1, block.self_attn.head_dim))
+        states: Tensor = project(block.input_layernorm(hidden)).unflatten(-1, (-1, block.self_attn.head_dim))
+        return states
 
 
 def rotate(states: Tensor, rotary: Rotary) -> Tensor:

@@ -16,7 +16,8 @@ class TokenChunks(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """The MLP's output (B, S, D) for hidden states (B, S, D)."""
         if hidden.shape[1] <= self.tokens:
-            return self.mlp(hidden)
+            whole: Tensor = self.mlp(hidden)
+            return whole
         output = torch.empty_like(hidden)
         for start in range(0, hidden.shape[1], self.tokens):
             part = slice(start, start + self.tokens)

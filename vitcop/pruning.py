@@ -155,7 +155,8 @@ class prune:
         """The visual inputs of a forward that `generate` holds back or has encoded."""
         encoded = inputs.get("mm_encoder_outputs") or {}
         if isinstance(encoded, Deferred):
-            return encoded["visual"]
+            visual: Kwargs = encoded["visual"]
+            return visual
         if encoded and not self._keeps_all:
             raise UnsupportedInputError("encoded features (mm_encoder_outputs) can't be pruned; pass the pixels")
         return self._visual if encoded else {}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vitcop.budget import Geometry, Plan
 from vitcop.errors import UnsupportedInputError
-from vitcop.families import Family
+from vitcop.families import Family, Inputs
 from vitcop.methods.base import Method
 from vitcop.selection import apply_selection, kept_mass
 from vitcop.tokens import Needs, VisualTokens
@@ -28,11 +27,11 @@ class VisionCache:
     """
 
     def __init__(self) -> None:
-        self._key: tuple[Any, ...] = (None,)
+        self._key: tuple[object, ...] = (None,)
         self._chunks: list[VisualTokens] = []
 
     def chunks(
-        self, key: tuple[Any, ...], needs: Needs, encode: Callable[[], Iterable[VisualTokens]]
+        self, key: tuple[object, ...], needs: Needs, encode: Callable[[], Iterable[VisualTokens]]
     ) -> list[VisualTokens]:
         """The clip's tokens; `encode` makes them when they are not there.
 
@@ -82,13 +81,13 @@ class VisionStage:
         self, family: Family, method: Method, frame_chunk: int, cache: VisionCache | None, clock: Clock
     ) -> None:
         self.family, self.method, self.frame_chunk, self.cache, self.clock = family, method, frame_chunk, cache, clock
-        self._last: tuple[tuple[Any, ...], Encoded] | None = None
+        self._last: tuple[tuple[object, ...], Encoded] | None = None
 
     def forget(self) -> None:
         """Let go of the last clip."""
         self._last = None
 
-    def encode(self, inputs: dict[str, Any], pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
+    def encode(self, inputs: Inputs, pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
         """The clip's tokens after this stage; the last clip's are kept for further questions on it."""
         key = (pixels, _version(pixels), geometry)
         if self._last is not None and self._last[0][0] is pixels and self._last[0][1:] == key[1:]:
@@ -99,7 +98,7 @@ class VisionStage:
         self.clock("selection")
         return self._last[1]
 
-    def _run(self, inputs: dict[str, Any], pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
+    def _run(self, inputs: Inputs, pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
         encoded = plan.encoded(geometry)
         if encoded != geometry and not self.family.scales_frames:
             raise UnsupportedInputError(

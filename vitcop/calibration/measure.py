@@ -8,7 +8,7 @@ after the video pays to it from there on. The result is a profile for `ViTCoP(ke
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from vitcop.budget import SHALLOW_AND_DEEP, scaled_layers
 from vitcop.calibration.profiles import KEY_SCORES, Estimate, LayerProfile, Profile, StageProfile
-from vitcop.families import Family, family_of
+from vitcop.families import Family, Inputs, family_of
+from vitcop.inputs import Args, Kwargs, hidden_states
 from vitcop.language import LanguageModel
 from vitcop.ops.scores import attention_rows, key_distance, key_norm
 from vitcop.selection import take, true_indices
@@ -26,8 +27,6 @@ LEAST_CLIPS = 4
 RESAMPLES = 2000
 SURE = 0.95
 """Share of bootstrap samples in which another layer than the paper's must be better to be recommended."""
-
-Inputs = Mapping[str, Any]
 
 
 def calibrate(model: PreTrainedModel, clips: Iterable[Iterable[Inputs]], name: str | None = None) -> Profile:
@@ -95,8 +94,8 @@ class Watch:
         self.norm: list[Tensor] = []
         self.distance: list[Tensor] = []
 
-    def __call__(self, layer: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
+    def __call__(self, layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        hidden = hidden_states(args, kwargs)
         cos, sin = kwargs["position_embeddings"]
         keys = self.language.rotated_keys(layer, hidden, (cos, sin))
         text = take(hidden, self.rows), (take(cos, self.rows), take(sin, self.rows))
@@ -136,7 +135,8 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Spearman's correlation along the last axis, ties at their mean rank; 0 where one side is constant."""
     first, second = _centred_ranks(first), _centred_ranks(second)
     scale = first.norm(dim=-1) * second.norm(dim=-1)
-    return (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    correlation: Tensor = (first * second).sum(dim=-1) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return correlation
 
 
 def _centred_ranks(values: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _stage(layers: tuple[LayerProfile, ...], means: Tensor, default: int, candid
     best = means.amax(dim=0)  # samples, layers
 
     def correlation(layer: int) -> float:
-        return getattr(layers[layer - 1], layers[layer - 1].best).mean
+        return layers[layer - 1].estimate(layers[layer - 1].best).mean
 
     better = [layer for layer in candidates if (best[:, layer - 1] > best[:, default - 1]).double().mean() >= SURE]
     layer = max(better, key=correlation, default=default)

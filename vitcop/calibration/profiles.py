@@ -54,7 +54,12 @@ class LayerProfile:
     @property
     def best(self) -> KeyScore:
         """The score of highest mean correlation; the first of small, large, distance among equals."""
-        return max(KEY_SCORES, key=lambda score: getattr(self, score).mean)
+        return max(KEY_SCORES, key=lambda score: self.estimate(score).mean)
+
+    def estimate(self, score: KeyScore) -> Estimate:
+        """The correlation of one key score."""
+        estimates: dict[KeyScore, Estimate] = {"small": self.small, "large": self.large, "distance": self.distance}
+        return estimates[score]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from vitcop.errors import UnsupportedModelError
-from vitcop.families.base import Family, Inputs
+from vitcop.families.base import Family, Inputs, VideoModel
 from vitcop.families.internvl import InternVL
 from vitcop.families.llava import Llava
 from vitcop.families.llava_next_video import LlavaNextVideo
@@ -42,7 +44,7 @@ def family_of(model: nn.Module) -> Family:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no language model head; pass the whole model (...ForConditionalGeneration)"
         )
-    return FAMILIES[model_type](model)
+    return FAMILIES[model_type](cast(VideoModel, model))
 
 
 __all__ = ["FAMILIES", "Family", "Inputs", "family_of"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,15 @@ from vitcop.tokens import Needs, VisualTokens
 
 Inputs = Mapping[str, Any]
 """Inputs of the model's forward by name: tensors, a cache, flags."""
+
+
+class VideoModel(Protocol):
+    """What is read of a `...ForConditionalGeneration`. What its config and its parts are called differs by family."""
+
+    config: Any
+    model: Any
+
+    def get_input_embeddings(self) -> nn.Module: ...
 
 
 class Family(ABC):
@@ -36,12 +45,11 @@ class Family(ABC):
     scales_frames: ClassVar[bool] = False
     """Whether `encode` can make a token grid smaller than the model's own, of smaller frames."""
 
-    def __init__(self, model: Any) -> None:
-        # Typed loosely: what a family's modules are called is known to its adapter, not to the type checker.
-        self.model: Any = model
-        self.config: Any = model.config
-        self.base: Any = self.model.model
-        self.text: Any = self.base.language_model
+    def __init__(self, model: VideoModel) -> None:
+        self.model = model
+        self.config = model.config
+        self.base = model.model
+        self.text = self.base.language_model
         self.language = LanguageModel(self.text)
 
     @abstractmethod
@@ -78,7 +86,8 @@ class Family(ABC):
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, S, D) embeddings of token ids."""
-        return self.model.get_input_embeddings()(input_ids)
+        embeds: Tensor = self.model.get_input_embeddings()(input_ids)
+        return embeds
 
     @abstractmethod
     def vision_macs(self, geometry: Geometry) -> float:
@@ -90,7 +99,7 @@ class Family(ABC):
         return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
 
 
-def joined(parts: Any) -> Tensor:
+def joined(parts: Tensor | Iterable[Tensor]) -> Tensor:
     """One tensor of what a model gives whole or in parts along the first axis; which it is depends on its version."""
     return parts if isinstance(parts, Tensor) else torch.cat(tuple(parts))
 
@@ -108,7 +117,7 @@ class Capture:
         ]
         return self.outputs
 
-    def _keep(self, name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def _keep(self, name: str, module: nn.Module, args: object, output: Tensor) -> None:
         self.outputs[name] = output
 
     def __exit__(self, *exc: object) -> None:

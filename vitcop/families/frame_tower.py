@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vitcop.budget import Geometry
-from vitcop.cost import encoder_macs, linear_macs
+from vitcop.cost import EncoderConfig, encoder_macs, linear_macs
 from vitcop.errors import UnsupportedInputError, UnsupportedModelError
-from vitcop.families.base import Capture, Family, Inputs
+from vitcop.families.base import Capture, Family, Inputs, VideoModel
 from vitcop.ops.scores import attention_rows, received_attention
 from vitcop.tokens import Needs, VisualTokens
+
+
+class TowerConfig(EncoderConfig, Protocol):
+    """What is read of a tower's config."""
+
+    model_type: str
+    num_attention_heads: int
+    image_size: Any  # one number, or height and width apart in InternViT's
+    patch_size: Any
 
 
 class FrameTower(Family):
@@ -28,9 +37,9 @@ class FrameTower(Family):
     towers: ClassVar[tuple[str, ...]] = ("clip_vision_model", "siglip_vision_model")
     """Model types of the vision towers that the adapter knows."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VideoModel) -> None:
         super().__init__(model)
-        self.vision: Any = self.config.vision_config
+        self.vision: TowerConfig = self.config.vision_config
         if self.vision.model_type not in self.towers:
             raise UnsupportedModelError(
                 f"{type(model).__name__} with vision tower {self.vision.model_type!r} can't be pruned; "
@@ -65,7 +74,8 @@ class FrameTower(Family):
     @property
     def keeps_cls(self) -> bool:
         """Whether the CLS token of each frame enters the language model."""
-        return self.has_cls and self.config.vision_feature_select_strategy == "full"
+        strategy: str = self.config.vision_feature_select_strategy
+        return self.has_cls and strategy == "full"
 
     @property
     def patch_grid(self) -> tuple[int, int]:
@@ -81,14 +91,14 @@ class FrameTower(Family):
         return self.base.vision_tower
 
     @property
-    def vision_layers(self) -> Any:
+    def vision_layers(self) -> Sequence[nn.Module]:
         return self.tower.encoder.layers
 
     def queries_and_keys(self, layer: Any) -> dict[str, nn.Module]:
         """The modules of a vision layer that put out queries and keys (M, tokens, heads * d_h)."""
         return {"queries": layer.self_attn.q_proj, "keys": layer.self_attn.k_proj}
 
-    def _feature_layer(self) -> Any:
+    def _feature_layer(self) -> nn.Module:
         """The layer whose output the projector reads (the last of them, where it reads several)."""
         index = self.config.vision_feature_layer
         index = index if isinstance(index, int) else index[-1]

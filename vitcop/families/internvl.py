@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from vitcop.errors import UnsupportedModelError
+from vitcop.families.base import VideoModel
 from vitcop.families.frame_tower import PictureTower
 
 
@@ -23,7 +25,7 @@ class InternVL(PictureTower):
     label: ClassVar[str] = "InternVL3"
     towers: ClassVar[tuple[str, ...]] = ("internvl_vision",)
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VideoModel) -> None:
         super().__init__(model)
         if self.keeps_cls:
             raise UnsupportedModelError(
@@ -48,7 +50,7 @@ class InternVL(PictureTower):
         return functional.avg_pool2d(patches, self._merge)
 
     @property
-    def vision_layers(self) -> Any:
+    def vision_layers(self) -> Sequence[nn.Module]:
         return self.tower.encoder.layer
 
     def queries_and_keys(self, layer: Any) -> dict[str, nn.Module]:

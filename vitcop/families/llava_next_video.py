@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vitcop.errors import UnsupportedModelError
-from vitcop.families.base import joined
+from vitcop.families.base import VideoModel, joined
 from vitcop.families.frame_tower import VideoTower
 
 
@@ -22,7 +22,7 @@ class LlavaNextVideo(VideoTower):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
     label: ClassVar[str] = "LLaVA-NeXT-Video"
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VideoModel) -> None:
         super().__init__(model)
         if self.keeps_cls:
             raise UnsupportedModelError(

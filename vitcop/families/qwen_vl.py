@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from vitcop.budget import Geometry
 from vitcop.cost import linear_macs
 from vitcop.errors import UnsupportedInputError
-from vitcop.families.base import Capture, Family, Inputs, joined
+from vitcop.families.base import Capture, Family, Inputs, VideoModel, joined
 from vitcop.language import rotate
 from vitcop.ops.scores import received_attention
 from vitcop.tokens import Needs, VisualTokens
@@ -35,7 +35,7 @@ class QwenVL(Family):
         "video_grid_thw",
     )
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: VideoModel) -> None:
         super().__init__(model)
         self.visual: Any = self.base.visual
         self.vision: Any = self.config.vision_config
@@ -115,10 +115,10 @@ class QwenVL(Family):
             deepstack=tuple(joined(side).unflatten(0, shape) for side in self._deepstack(output)),
         )
 
-    def _deepstack(self, output: Any) -> list[Any]:
+    def _deepstack(self, output: Any) -> Sequence[Tensor | Iterable[Tensor]]:
         return []
 
-    def _queries_and_keys(self, captured: Mapping[str, Any], grid: Tensor) -> tuple[Tensor, Tensor]:
+    def _queries_and_keys(self, captured: Mapping[str, Tensor], grid: Tensor) -> tuple[Tensor, Tensor]:
         """Unrotated queries and keys (patches, heads, d_h) in the order of the pixels."""
         qkv = captured["qkv"].unflatten(-1, (3, self.vision.num_heads, -1))
         queries, keys, _ = self._unpermuted(qkv, grid).unbind(1)
@@ -128,11 +128,11 @@ class QwenVL(Family):
         """Patch values in the order of the pixels, from the order in which the blocks see them."""
         return patches
 
-    def _keys(self, captured: Mapping[str, Any], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _keys(self, captured: Mapping[str, Tensor], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
         _, keys = self._queries_and_keys(captured, grid)
         return self._merged(keys.flatten(1), shape)
 
-    def _saliency(self, captured: Mapping[str, Any], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
+    def _saliency(self, captured: Mapping[str, Tensor], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
         queries, keys = self._queries_and_keys(captured, grid)
         slices = (shape[0] * shape[1], -1)
         cos, sin = (part.float().unflatten(0, slices) for part in captured["rotary"])
@@ -216,5 +216,5 @@ class Qwen3VL(QwenVL):
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)
     label: ClassVar[str] = "Qwen3-VL"
 
-    def _deepstack(self, output: Any) -> list[Any]:
+    def _deepstack(self, output: Any) -> Sequence[Tensor | Iterable[Tensor]]:
         return output.deepstack_features

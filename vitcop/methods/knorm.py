@@ -44,4 +44,5 @@ class Knorm(OneLayer):
 
 def knorm_scores(keys: Tensor) -> Tensor:
     """Negative L2 norm of each key: (B, G, S, d_h) -> (B, G, S), float32."""
-    return -keys.float().norm(dim=-1)
+    norm: Tensor = keys.float().norm(dim=-1)
+    return -norm

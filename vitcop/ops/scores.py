@@ -15,7 +15,8 @@ def key_norm(keys: Tensor) -> Tensor:
     With grouped queries the mean over key/value heads equals the mean over query heads, because each key head is
     shared by the same number of query heads.
     """
-    return keys.float().mean(dim=1).norm(dim=-1)
+    norm: Tensor = keys.float().mean(dim=1).norm(dim=-1)
+    return norm
 
 
 def key_distance(keys: Tensor) -> Tensor:
@@ -24,7 +25,8 @@ def key_distance(keys: Tensor) -> Tensor:
     Free of the constant part that a `k_proj` bias adds to every key.
     """
     mean = keys.float().mean(dim=1)
-    return (mean - mean.mean(dim=1, keepdim=True)).norm(dim=-1)
+    distance: Tensor = (mean - mean.mean(dim=1, keepdim=True)).norm(dim=-1)
+    return distance
 
 
 def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
