@@ -148,13 +148,16 @@ def solve_stages(
     bounds = (*layers, geometry.num_layers)
     if not layers or layers[0] < 1 or list(bounds) != sorted(set(bounds)):
         raise ValueError(f"layers must ascend and lie between 1 and {geometry.num_layers - 1}, got {tuple(layers)}")
+    # Stage i holds from its layer to the next stage's, for `widths[i]` layers.
     starts = (0, *layers) if before_model else tuple(layers)
     widths = [end - start for start, end in zip(starts, (*starts[1:], geometry.num_layers), strict=True)]
+    # In token-layers; without a stage before the model, the first layers see everything.
     total, untouched = geometry.total(retention_ratio), starts[0] * geometry.num_tokens
 
     def spent(scale: float) -> int:
         return untouched + sum(count * width for count, width in zip(counts(scale), widths, strict=True))
 
+    # Half a token a layer is what rounding may cost.
     if spent(0) > total + geometry.num_layers / 2:
         raise UnreachableBudgetError(
             f"retention_ratio {retention_ratio} can't be reached: pruning before layer "
@@ -163,6 +166,7 @@ def solve_stages(
         )
     scale = _largest(lambda scale: spent(scale) <= total)
     kept = list(counts(scale))
+    # What truncated counts leave of the budget goes to the last stage, as far as tokens have come that far.
     before = kept[-2] if len(kept) > 1 else geometry.num_tokens
     kept[-1] = min(before, kept[-1] + max(0, round((total - spent(scale)) / widths[-1])))
     stages = dict(zip(starts, kept, strict=True))

@@ -150,6 +150,7 @@ class CacheLayout:
         new = ones(batch, count) if new_valid is None else new_valid
         if new_valid is not None or self.valid[0] is not None:
             # A stage that came without a mask has no padding.
+            # (B, cached + count) for each stage
             old = [ones(batch, n) if m is None else m for m, n in zip(self.valid, self.cached, strict=True)]
             self.valid = [torch.cat((mask, new), dim=1) for mask in old]
         self.bias = [None if bias is None else pad(bias, (0, count)) for bias in self.bias]
@@ -205,6 +206,7 @@ class Continuation:
         check_mask(mask)
         self.layout.match_length(self.cache)
         self.layout.match_batch(len(tokens))
+        # `generate` may pass the whole conversation; how long it is tells which of its tokens are new.
         length = (inputs.get("mm_encoder_outputs") or {}).get("length") if mask is None else mask.shape[1]
         count = self.layout.new_tokens(tokens.shape[1], length)
         tokens = tokens[:, -count:]

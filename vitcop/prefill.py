@@ -140,6 +140,7 @@ class Prefill:
         family, geometry = self.family, self.geometry
         lengths, fixed = self.lengths(), geometry.fixed
         kept = tuple(count + fixed for count in self.plan.per_layer(family.language.num_layers))
+        # Of all rows; what a record says is of one.
         stored = 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         record = PrefillRecord(
             method=self.method.describe(),
@@ -190,6 +191,7 @@ class PrunedPrefill(Prefill):
         ids, length = inputs["input_ids"], self.seen
         mask: Tensor | None = inputs.get("attention_mask")
         valid = None if mask is None else mask.bool()
+        # (B, V) where visual tokens stand, and (B, X) the placeholders that always stay
         visual, fixed_places = self._split_places()
         self.sequence = sequence = Sequence(
             visual=visual,
@@ -201,6 +203,7 @@ class PrunedPrefill(Prefill):
             deepstack=(),
             length=length,
         )
+        # (B, S') positions in the prompt of what stays
         positions = sequence.keep(Selection(keep=encoded.index))
         sequence.labels, sequence.mass, sequence.deepstack = encoded.labels, encoded.mass, encoded.deepstack
         self.kept_index[self.plan.name(-1)] = sequence.index
@@ -277,8 +280,10 @@ class PrunedPrefill(Prefill):
         hidden = hidden_states(args, kwargs)
         if layer == 0 and needs.embeds:
             self.embeds, self.embeds_visual = hidden, sequence.visual
+        # Qwen3-VL adds side features to the visual tokens after its first layers.
         if 0 < layer <= len(sequence.deepstack):
             hidden = add(hidden, sequence.visual, sequence.deepstack[layer - 1])
+        # The plan's count may be what is there already: then only the stage is noted.
         if layer in self.plan.layers:
             if self.plan.layers[layer] < sequence.visual.shape[1]:
                 self.clock("prefill")
@@ -310,6 +315,7 @@ class PrunedPrefill(Prefill):
             sequence.rotary = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
         tokens = self._layer_tokens(layer, hidden, sequence.rotary)
         selection = self.method.select_layer(tokens, self.plan, self.geometry)
+        # (B, K', D) merged tokens, made while the dropped ones are still there
         merged = None if selection.merge_into is None else apply_selection(selection, tokens.features)
         cos, sin = sequence.rotary
         positions = sequence.keep(selection)

@@ -83,6 +83,7 @@ class prune:
         self.stats = PruneStats()
         self._vision = VisionStage(self.family, self.method, frame_chunk, vision, self.clock)
         self._signature = inspect.signature(self.family.base.forward)
+        # Of the forward that is under way, and of the `generate` around it.
         self._active: Prefill | Continuation | None = None
         self._visual: Kwargs = {}
         self._undo = contextlib.ExitStack()
@@ -104,6 +105,7 @@ class prune:
     def _change_model(self, undo: contextlib.ExitStack) -> None:
         """Put hooks on the model, and wrap what no hook reaches; `undo` gets the way back from each."""
         family = self.family
+        # The whole model, its language model and each layer: what a hook can reach.
         undo.callback(family.base.register_forward_pre_hook(self._before_base, with_kwargs=True).remove)
         undo.callback(family.base.register_forward_hook(self._after_base, always_call=True).remove)
         undo.callback(family.text.register_forward_pre_hook(self._before_text, with_kwargs=True).remove)
@@ -166,6 +168,7 @@ class prune:
         if pixels is None or ids is None or inputs.get("inputs_embeds") is not None:
             raise UnsupportedInputError("pass input_ids together with the pixels; inputs_embeds can't be pruned")
         geometry = family.geometry(inputs)
+        # What a prefill is, whether pruned or not.
         shared: Kwargs = {
             "family": family,
             "method": self.method,
@@ -180,6 +183,7 @@ class prune:
             return None
         cache = new_cache(family, inputs.get("past_key_values"))
         check_mask(inputs.get("attention_mask"))
+        # Before the vision tower gets any work: a wrong batch costs nothing, and the one read waits for nothing.
         places = placeholder_places(family, ids, family.num_placeholders(geometry))
         active = self._active = PrunedPrefill(
             **shared, cache=cache, places=places, positions=self.positions, clock=self.clock

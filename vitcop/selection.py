@@ -72,6 +72,7 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
     slot = torch.where(merge_into < 0, slots, merge_into)
     count = torch.zeros(batch, slots + 1, dtype=torch.float32, device=kept.device)
     count.scatter_add_(1, slot, torch.ones_like(slot, dtype=torch.float32))
+    # (B, V) row of the flat sums (B * (slots + 1), D) that each token is added to
     row = slot + torch.arange(batch, device=slot.device)[:, None] * (slots + 1)
     total = torch.zeros(batch * (slots + 1), dim, dtype=torch.float32, device=kept.device)
     for rows, part in zip(row.flatten().split(ROWS), tokens.flatten(0, 1).split(ROWS), strict=True):

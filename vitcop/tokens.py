@@ -141,14 +141,17 @@ class LayerTokens:
         """
         layer = self.layer if own_layer else self.layer - 1
         hidden = self.hidden if own_layer else self._hidden_before()
+        # (B, H, Q, d_h) queries of a few rows, against all (B, G, S, d_h) keys
         cos, sin = self.rotary
         queries = self.language.rotated_queries(layer, take(hidden, rows), (take(cos, rows), take(sin, rows)))
         keys = self.language.rotated_keys(layer, hidden, self.rotary) if own_layer else self.previous_keys
         position = torch.arange(hidden.shape[1], device=hidden.device)
+        # (B, 1, Q, S): no row sees what comes after it, or padding
         seen = (position <= rows[..., None])[:, None]
         if self.valid is not None:
             seen = seen & self.valid[:, None, None, :]
         attention = attention_rows(queries, keys, self.language.attention_scale(layer), seen)
+        # Softmax is over all that a row sees; only then are the visual tokens picked out.
         where = self.visual[:, None, None, :].expand(-1, attention.shape[1], attention.shape[2], -1)
         return attention.gather(3, where)
 

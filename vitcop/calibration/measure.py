@@ -96,12 +96,15 @@ class Watch:
 
     def __call__(self, layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         hidden = hidden_states(args, kwargs)
+        # (B, S, d_h) each
         cos, sin = kwargs["position_embeddings"]
         keys = self.language.rotated_keys(layer, hidden, (cos, sin))
+        # Only the question's rows: (1, H, Q, d_h) queries against all (1, G, S, d_h) keys.
         text = take(hidden, self.rows), (take(cos, self.rows), take(sin, self.rows))
         queries = self.language.rotated_queries(layer, *text)
         seen = torch.arange(hidden.shape[1], device=hidden.device) <= self.rows[..., None]
         rows = attention_rows(queries, keys, self.language.attention_scale(layer), seen[:, None])
+        # (1, G, V, d_h)
         visual_keys = keys[:, :, self.visual[0]]
         self.attention.append(rows.mean(dim=(1, 2))[0, self.visual[0]])
         self.norm.append(key_norm(visual_keys)[0])
@@ -158,6 +161,7 @@ def summarize(measured: Tensor, **described: Any) -> Profile:
     layers = tuple(
         _layer_profile(values[..., column], means[..., column], column + 1) for column in range(num_layers - 1)
     )
+    # Of each stage, layers near the paper's are candidates; its own layer stays unless one is surely better.
     shallow, deep = scaled_layers(SHALLOW_AND_DEEP, num_layers)
     return Profile(
         num_layers=num_layers,

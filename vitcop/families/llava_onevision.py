@@ -68,12 +68,15 @@ class LlavaOnevision(VideoTower):
     def _small_tokens(self, frames: Tensor, geometry: Geometry) -> Tensor:
         """(B, F, N, D) tokens of frames shrunk to the geometry's grid; otherwise as the model makes them."""
         patches = self.patches(geometry)
+        # Twice the wanted grid in patches, as pooling halves it.
         size = [count * self.vision.patch_size for count in patches]
         pixels = functional.interpolate(frames.flatten(0, 1), size=size, mode="bilinear", antialias=True)
+        # (B * F, P, d) of one vision layer or several, side by side
         output = self.tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True, return_dict=True)
         layers = self.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
         projected = self.base.multi_modal_projector(torch.cat([output.hidden_states[i] for i in layers], dim=-1))
+        # Pooled as the model pools: (B * F, D, rows, columns), bilinearly to the geometry's grid.
         grid = projected.transpose(1, 2).unflatten(-1, patches)
         pooled = functional.interpolate(grid, size=(geometry.height, geometry.width), mode="bilinear")
         return pooled.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])

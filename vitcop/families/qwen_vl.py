@@ -99,8 +99,11 @@ class QwenVL(Family):
             yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, needs)
 
     def _encode_chunk(self, slices: Tensor, grid: Tensor, first: int, geometry: Geometry, needs: Needs) -> VisualTokens:
+        # (B, slices, tokens of a slice)
         shape = (*slices.shape[:2], geometry.tokens_per_frame)
+        # The tower is told that each clip has as many slices as this chunk.
         grid = torch.cat((torch.full_like(grid[:, :1], slices.shape[1]), grid[:, 1:]), dim=1)
+        # Scores come from one block, whose projections are watched while it runs.
         wanted = needs.attention or needs.keys
         modules = {"qkv": self._score_block.attn.qkv, "rotary": self.visual.rotary_pos_emb} if wanted else {}
         with Capture(**modules) as captured:

@@ -32,9 +32,9 @@ class Method(ABC):
     frame_local: ClassVar[bool] = False
     """Whether the stage before the model looks at one frame at a time (then frames can be pruned chunk by chunk)."""
     fixed_budget: ClassVar[bool] = False
-    """Whether the method keeps what it keeps and ignores `retention_ratio` (floors such as one frame)."""
+    """Whether the method has a budget of its own and ignores `retention_ratio` (one frame, text alone, everything)."""
     baseline: ClassVar[bool] = False
-    """Whether it is there to be beaten: it looks at no token's content, or at nothing but the picture's size."""
+    """Whether it is a content-blind baseline: it looks at no token's content, at most at the size of a picture."""
 
     retention_ratio: float
 

@@ -33,7 +33,7 @@ class BeforeModel(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class Floor(Method):
-    """A baseline whose budget is what it is: `retention_ratio` is ignored, and the record tells the realised one.
+    """A baseline with a budget of its own: `retention_ratio` is ignored, and the record tells what was kept.
 
     A ratio of 1 is refused all the same, because there `prune` leaves the model as it is.
     """

@@ -11,7 +11,7 @@ from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import Proportional
 from vitcop.methods.before import BeforeModel
 from vitcop.ops.farthest_points import nearest_point
-from vitcop.ops.similarity import farthest_points, unit
+from vitcop.ops.similarity import farthest_directions, unit
 from vitcop.selection import Selection
 from vitcop.tokens import VisualTokens
 
@@ -39,4 +39,4 @@ class DivPrune(Proportional, BeforeModel):
 
 def divprune_order(features: Tensor, count: int) -> Tensor:
     """Flat indices (B, count) of tokens (B, F, N, D) in the order in which they are chosen."""
-    return farthest_points(unit(features).flatten(1, 2), count)
+    return farthest_directions(unit(features).flatten(1, 2), count)

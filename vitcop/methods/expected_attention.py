@@ -58,15 +58,19 @@ class ExpectedAttention(OneLayer):
         keys, heads = tokens.previous_keys.float(), tokens.previous_keys.shape[1]
         sink, counted = self._parts(tokens)
         mean, covariance = self.future_queries(tokens, counted)
+        # Query heads by the key head that they share: (B, G, H / G, d_h) and (B, G, H / G, d_h, d_h).
         mean, covariance = mean.unflatten(1, (heads, -1)), covariance.unflatten(1, (heads, -1))
         dim = keys.shape[-1]
+        # The log of E[exp(q k / sqrt(d))] for normal queries q: (B, G, H / G, S).
         logit = torch.einsum("bgsd,bghd->bghs", keys, mean) / dim**0.5
         if self.use_covariance:
             logit += torch.einsum("bgsd,bghde,bgse->bghs", keys, covariance, keys) / (2 * dim)
+        # (B, G, S) mean over the query heads of a key head
         attention = logit.masked_fill(~counted[:, None, None], float("-inf")).softmax(dim=-1).mean(dim=2)
         if self.use_value_norm:
             attention = (attention + self.epsilon) * tokens.previous_values.float().norm(dim=-1)
         attention = attention.masked_fill(~counted[:, None], 0)
+        # Sinks score above all others, padding 0.
         highest = attention.amax(dim=(1, 2))[:, None, None] + 1
         return torch.where(sink[:, None], highest, attention)
 
@@ -81,14 +85,17 @@ class ExpectedAttention(OneLayer):
     def future_queries(self, tokens: LayerTokens, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, H, d_h) and covariance (B, H, d_h, d_h) of queries at the positions after the prompt."""
         hidden = required(tokens.previous_hidden, "the input of the layer before")
+        # (B, H, S, d_h) queries before rotation, of which padding and sinks weigh nothing
         queries = tokens.language.queries(tokens.layer - 1, hidden).float()
         weight = counted[:, None, :, None].float()
         number = weight.sum(dim=2)
         mean = (queries * weight).sum(dim=2) / number
+        # (B, H, S, d_h), then the covariance over S
         offset = (queries - mean[:, :, None]) * weight
         covariance = offset.transpose(2, 3) @ offset / number[..., None]
 
         future = tokens.next_position[:, None] + torch.arange(self.future_positions, device=hidden.device)
+        # (B, 1, d_h, d_h) mean rotation over the positions to come
         turn = rotation(*(part.float().mean(dim=1) for part in tokens.language.rotary_at(hidden, future)))[:, None]
         return (turn @ mean[..., None]).squeeze(-1), turn @ covariance @ turn.transpose(2, 3)
 

@@ -121,13 +121,17 @@ def merge_segments(
     frame = torch.arange(features.shape[1], device=features.device)
     merged = []
     for number in range(features.shape[1]):
+        # (F,) this frame, and (B, F) the frames that its context tokens may gather from
         own = frame == number
         reach = torch.where(alone[:, number, None], own, segments.same[:, number])
+        # (B, F, N) tokens that are averaged
         pool = free & reach[..., None]
         if not whole:
             pool = pool & ~(context & own[:, None])
+        # (B, N, F * N) cosine of this frame's tokens with all
         likeness = points[:, number] @ points.flatten(1, 2).transpose(1, 2)
         mean, count = gather_members(features.flatten(1, 2), likeness, context[:, number], pool.flatten(1))
+        # The more a context token gathers, the less it weighs itself, but `beta` at least.
         weight = (1 / (count + 1)).clamp(min=beta)[..., None]
         blend = weight * features[:, number] + (1 - weight) * mean
         merged.append(torch.where(context[:, number, :, None], blend, features[:, number]))

@@ -17,7 +17,7 @@ from vitcop.ops.density import density_peaks, gather_members
 from vitcop.ops.farthest_points import nearest_point
 from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
 from vitcop.ops.segments import Segments, split_at_changes
-from vitcop.ops.similarity import farthest_points, similarity_to_previous, unit
+from vitcop.ops.similarity import farthest_directions, similarity_to_previous, unit
 from vitcop.selection import Selection, top_k_in_order
 from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
@@ -112,11 +112,14 @@ class FlashVID(Proportional):
         In a segment of one frame, centres are found among all tokens, so that one may be a pick, too.
         """
         features, picks = features.float(), math.ceil(per_frame * self.alpha)
+        # (B, F, N) weight of a token's distance from those chosen
         weight = attention.float()
         if self.diversity == "attention_and_event":
             weight = weight * (features * segments.mean(features.mean(dim=2))[:, :, None]).sum(dim=-1)
-        chosen = farthest_points(unit(features).flatten(0, 1), picks, weight.flatten(0, 1))
+        # ADTS: (B * F, picks), frame by frame
+        chosen = farthest_directions(unit(features).flatten(0, 1), picks, weight.flatten(0, 1))
         picked = torch.zeros_like(weight).bool().flatten(0, 1).scatter_(1, chosen, True).view_as(weight)
+        # TSTM: what repeats is added to its parent a frame earlier, and the roots are clustered.
         alone = (segments.length == 1)[..., None]
         strength, parent = link_to_previous(features, ~picked, segments)
         linked = strong_links(strength, segments, self.temporal_threshold, attention.shape[2] - per_frame)
@@ -141,6 +144,7 @@ def link_to_previous(features: Tensor, free: Tensor, segments: Segments) -> tupl
 
 def strong_links(strength: Tensor, segments: Segments, threshold: float, spare: int) -> Tensor:
     """Mask (B, F, N) of links above the threshold; in segments with more than `spare` a frame, of the strongest."""
+    # How many links a segment can spare is `spare` a frame; only so many of its strongest may be used.
     size = strength.shape[2]
     spare_in_segment = spare * segments.length
     flat, run = strength.flatten(1), segments.first[..., None].expand_as(strength).flatten(1)
@@ -148,6 +152,7 @@ def strong_links(strength: Tensor, segments: Segments, threshold: float, spare: 
     order = order.gather(1, run.gather(1, order).argsort(dim=1, stable=True))
     # Sorted within segments, a segment's values begin where its first frame's tokens did.
     weakest = flat.gather(1, order).gather(1, (segments.first * size + spare_in_segment - 1).clamp(min=0))
+    # (B, F) the first link that is one too many; with none to spare, no link is strong enough.
     weakest = weakest.clamp(min=UNLINKED + EPSILON).masked_fill(spare_in_segment == 0, float("inf"))
     strong = strength > threshold
     too_many = segments.sum(strong.sum(dim=2)) > spare_in_segment

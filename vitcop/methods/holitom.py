@@ -96,6 +96,7 @@ def static_windows(similarity: Tensor, threshold: float, longest: int) -> tuple[
 def _best_windows(saved: Tensor, longest: int) -> Tensor:
     """First frames (B, F) of the windows that add up to most of `saved` (B, first, last)."""
     frames = saved.shape[1]
+    # total[t] is the most that windows of the first t frames save; begins[t] where the last of them begins.
     total, begins = [torch.zeros_like(saved[:, 0, 0])], []
     for last in range(frames):
         first = max(0, last + 1 - longest)
@@ -103,6 +104,7 @@ def _best_windows(saved: Tensor, longest: int) -> Tensor:
         best = value.flip(1).max(dim=1)  # later beginnings come first, so that they win ties
         total.append(best.values)
         begins.append(last - best.indices)
+    # Walk back from the last frame along the windows that were best.
     starts, end = torch.zeros_like(saved[:, 0]).bool(), torch.full_like(begins[0], frames - 1)
     for last in reversed(range(frames)):
         begin = torch.where(end == last, begins[last], frames)

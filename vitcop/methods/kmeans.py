@@ -12,7 +12,7 @@ from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import Proportional
 from vitcop.methods.before import BeforeModel
 from vitcop.ops.quotas import meet_count
-from vitcop.ops.similarity import farthest_points, unit
+from vitcop.ops.similarity import farthest_directions, unit
 from vitcop.selection import Selection, true_indices
 from vitcop.tokens import VisualTokens
 
@@ -63,10 +63,12 @@ def _rotate(features: Tensor, position: Tensor) -> Tensor:
 
 def cluster(points: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:
     """Cosine k-means of unit vectors (B, V, D) -> cluster (B, V) of each and cosine (B, V) with its centre."""
-    start = farthest_points(points, count, first=torch.zeros_like(points[:, 0, 0], dtype=torch.long))
+    # (B, count) tokens far from each other
+    start = farthest_directions(points, count, first=torch.zeros_like(points[:, 0, 0], dtype=torch.long))
     centres = points.gather(1, start[..., None].expand(-1, -1, points.shape[-1]))
     for _ in range(iterations):
         label = (points @ centres.transpose(1, 2)).argmax(dim=2)
+        # (B, V, count) who is in which cluster; a product with it adds up in the same order every time
         member = label[..., None] == torch.arange(count, device=label.device)
         total = member.transpose(1, 2).to(points.dtype) @ points
         centres = torch.where(member.any(dim=1)[..., None], unit(total), centres)

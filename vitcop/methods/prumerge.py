@@ -48,10 +48,13 @@ class PruMerge(BeforeModel):
         attention, keys = required(tokens.attention, "attention"), required(tokens.keys, "keys")
         span = (tokens.first_frame, tokens.first_frame + tokens.frames)
         quota = even_quotas(plan.entering, geometry.frames, keys.device, *span).expand(attention.shape[:2])
+        # In frames that keep more than one token, one of them becomes the weighted sum of all that are no centres.
         gathers = (quota > 1).long()
         centres = choose_centres(attention, quota - gathers, self.salient_share)
+        # (B, F, N) share of the frame's attention
         weight = attention / attention.sum(dim=2, keepdim=True)
         merged, rest = take_in_neighbours(tokens.features, keys, weight, centres, self.neighbours)
+        # It stands where the most salient token stands that is no centre.
         gatherer = best_of_frame(attention.masked_fill(centres, float("-inf")), gathers)
         features = torch.where(gatherer[..., None], rest[:, :, None], merged)
         count = even_quota_sum(plan.entering, geometry.frames, *span)

@@ -167,6 +167,7 @@ def recycle(features: Tensor, score: Tensor, kept: int, noise: Tensor | None = N
     """
     dropped = score.shape[1] - kept
     count, clusters = candidates_of(dropped), clusters_of(dropped)
+    # The best stay, the next best are candidates for merging: (B, c).
     order = score.argsort(dim=1, descending=True, stable=True)
     candidates = order[:, kept : kept + count]
     distance = pairwise_distance(take(features, candidates)) / features.shape[-1] ** 0.5
@@ -174,12 +175,15 @@ def recycle(features: Tensor, score: Tensor, kept: int, noise: Tensor | None = N
     distance = torch.maximum(distance, distance.transpose(1, 2))
     if noise is None:
         noise = torch.linspace(1, 0, count, device=score.device)
+    # (B, c, clusters), itself among them
     nearest = distance.topk(clusters, dim=2, largest=False).values
     density = (-nearest.square().mean(dim=2)).exp() + noise * 1e-6
     denser = density[:, None, :] > density[:, :, None]
+    # (B, c) distance to the nearest denser one; the densest has the largest distance there is
     delta = torch.where(denser, distance, distance.amax(dim=(1, 2), keepdim=True)).amin(dim=2)
     cluster_score = delta * density
     centres = cluster_score.argsort(dim=1, descending=True, stable=True)[:, :clusters]
+    # Every candidate joins the nearest centre, a centre itself.
     number = torch.arange(clusters, device=score.device).expand_as(centres)
     cluster = take(distance, centres).argmin(dim=1).scatter(1, centres, number)
     return Recycled(order[:, :kept].sort(dim=1).values, candidates, density, cluster_score, centres, cluster)

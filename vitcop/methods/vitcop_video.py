@@ -92,6 +92,7 @@ class ViTCoPVideo(Proportional):
         weight = importance(
             tokens.features, scale, floor=self.floor, motion=self.motion, inside_run=self.inside_run, scenes=self.scenes
         ).flatten(1)
+        # (B, V) number of each token, from which its frame, row and column are known
         index = torch.arange(geometry.num_tokens, device=weight.device).expand(len(weight), -1)
         points = self._points(tokens.features.flatten(1, 2), scale.flatten(1), index, geometry)
         keep = farthest_points(points, weight, plan.entering)

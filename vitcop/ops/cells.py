@@ -18,13 +18,17 @@ def grid_cells(height: int, width: int, quota: Tensor) -> tuple[Tensor, Tensor]:
         Cell (F, N) of each token, in raster order from 0, and a mask (F, N) of the middle token of each cell. A frame
         of quota 0 has no middle.
     """
+    # As many bands as make cells about as wide as high, but no band without a cell or wider than the grid allows.
     count = quota[:, None]
     bands = (quota * (height / width)).sqrt().round().long()
     bands = bands.clamp(max=height).minimum(quota).maximum((quota + width - 1) // width)[:, None].clamp(min=1)
+    # Row r is in band r * bands // height; a band's cells are its share of the count.
     row, column = torch.arange(height, device=quota.device), torch.arange(width, device=quota.device)
     band = row * bands // height
+    # (F, height) cells in the bands above a row, and (F, height, 1) cells in its own band
     before = band * count // bands
     inside = ((band + 1) * count // bands - before)[..., None].clamp(min=1)
+    # (F, height, width) cell within the band
     cell = column * inside // width
     middle = (row == _middle(band, bands, height))[..., None] & (column == _middle(cell, inside, width))
     return (before[..., None] + cell).flatten(1), (middle & (count > 0)[..., None]).flatten(1)

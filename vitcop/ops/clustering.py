@@ -55,11 +55,14 @@ def density_peak_clusters(
         (F, n) int64 labels from 0 to num_clusters - 1, in order of falling `rho * delta` of their centres.
     """
     frames, count, _ = features.shape
+    # (F, n, n) distances and (F, n) densities
     distance = pairwise_distance(features)
     rho = (distance / density_cutoff).square_().neg_().exp_().sum(dim=-1)
     index = torch.arange(count, device=features.device)
+    # denser[i, j]: j is denser than i; equal densities are ordered by index.
     denser = (rho[:, None, :] > rho[:, :, None]) | ((rho[:, None, :] == rho[:, :, None]) & (index < index[:, None]))
     linked = denser & (torch.cdist(positions.float(), positions.float()) <= spatial_cutoff)
+    # (F, n) distance to the nearest denser token within reach, infinite where there is none
     delta, parent = distance.masked_fill(~linked, float("inf")).min(dim=-1)
 
     centres = (rho * delta).argsort(dim=-1, descending=True, stable=True)[:, :num_clusters]
@@ -71,5 +74,6 @@ def density_peak_clusters(
     for _ in range(max(1, math.ceil(math.log2(count))) if count > 1 else 0):
         parent = parent.gather(1, parent)
     label = label.gather(1, parent)
+    # (F, n) nearest centre, for tokens whose links end at none
     nearest = distance.gather(2, centres[:, None, :].expand(-1, count, -1)).argmin(dim=-1)
     return torch.where(label >= 0, label, nearest)

@@ -23,12 +23,16 @@ def density_peaks(points: Tensor, valid: Tensor, neighbours: Tensor | int, most:
         Scores (G, n), minus infinity where not valid, and distances (G, n, n), divided by the root of D.
     """
     distance = pairwise_distance(points) / points.shape[-1] ** 0.5
+    # (G, n, n) pairs of points that both exist
     pairs = valid[:, :, None] & valid[:, None]
+    # (G, 1, 1) neighbours that are there to be asked for
     number = valid.sum(dim=1).clamp(max=neighbours).clamp(1, most)[:, None, None]
     nearest = distance.masked_fill(~pairs, float("inf")).topk(min(most, points.shape[1]), largest=False).values
+    # (G, n, most) mask of the neighbours that count
     used = torch.arange(nearest.shape[-1], device=points.device) < number
     density = (-nearest.square().masked_fill(~used, 0).sum(dim=-1) / number[..., 0]).exp()
     denser = (density[:, None] > density[:, :, None]) & pairs
+    # The densest point has no denser one: it gets the largest distance.
     farthest = distance.masked_fill(~pairs, 0).amax(dim=(1, 2), keepdim=True)
     gap = torch.where(denser, distance, farthest).amin(dim=-1)
     return (gap * density).masked_fill(~valid, float("-inf")), distance

@@ -36,9 +36,11 @@ def farthest_points(points: Tensor, weight: Tensor, count: int, window: int = WI
     """
     index, present = _windows(points.shape[1], window, points.device)
     at_once = max(1, MATRIX_ELEMENTS // (len(points) * index.shape[1] ** 2))
+    # Each window gives an equal share, some windows side by side.
     steps = -(-count // len(index))
     chosen = []
     for places, there in zip(index.split(at_once), present.split(at_once), strict=True):
+        # (B, windows * n) indices of these windows' points
         flat = places.flatten().expand(len(points), -1)
         shape = (len(points) * len(places), places.shape[1])
         order = _choose(

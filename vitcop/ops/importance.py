@@ -41,6 +41,7 @@ def importance(
     |difference|^2 > 0.15 * 2S. The weight is `floor` and the rest shared by salient and moving, times `inside_run`
     where the place changes neither before nor after.
     """
+    # (B, F, N) squared distance from the clip's mean, and (B, F - 1, N) squared change from frame to frame
     square, change = torch.zeros_like(scale), torch.zeros_like(scale[:, 1:])
     for tokens in _centred(features, scale):
         square += _square(tokens)
@@ -48,12 +49,14 @@ def importance(
     spread = square.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     change /= 2 * spread
     scene = find_scenes(change) if scenes else None
+    # (B, F, N) squared distance from what the place shows over its scene
     away = torch.zeros_like(scale)
     for tokens in _centred(features, scale):
         away += _square(tokens - (scene.mean(tokens) if scene else tokens.mean(dim=1, keepdim=True)))
 
     weight = (1 - motion) * (square / (SALIENT * spread)).clamp(max=1) + motion * (away / spread).clamp(max=1)
     changed = with_first_frame(change > CHANGED)
+    # A token inside a run of unchanged content changes neither before nor after.
     ends = changed | torch.cat([changed[:, 1:], torch.ones_like(changed[:, :1])], dim=1)
     return (floor + (1 - floor) * weight) * torch.where(ends, 1.0, inside_run)
 

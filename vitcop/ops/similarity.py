@@ -21,8 +21,10 @@ def similarity_to_previous(features: Tensor) -> Tensor:
     return (points[:, 1:] * points[:, :-1]).sum(dim=-1)
 
 
-def farthest_points(points: Tensor, count: int, weight: Tensor | None = None, first: Tensor | None = None) -> Tensor:
-    """Choose points greedily, each the farthest from those chosen before it.
+def farthest_directions(
+    points: Tensor, count: int, weight: Tensor | None = None, first: Tensor | None = None
+) -> Tensor:
+    """Choose directions greedily, each the farthest in cosine from those chosen before it.
 
     The distance from i to j is `weight_j (1 - cos(i, j))`. Rows of the distance matrix are made when they are needed,
     so that the matrix never exists as a whole.
@@ -35,12 +37,15 @@ def farthest_points(points: Tensor, count: int, weight: Tensor | None = None, fi
     Returns:
         (G, count) different indices in order of choice, for count <= n.
     """
+    # (G, n) weight, and (G,) the point that was chosen last
     weight = torch.ones_like(points[..., 0]) if weight is None else weight.float()
     choice = _distance_to_nearest(points, weight).argmax(dim=1) if first is None else first
+    # (G, n) distance to the nearest chosen point
     nearest = torch.full_like(weight, float("inf"))
     chosen = []
     for _ in range(count):
         chosen.append(choice)
+        # (G, 1, D); its row of distances is made now, and it can't be chosen again.
         point = points.gather(1, choice[:, None, None].expand(-1, 1, points.shape[-1]))
         distance = (1 - (points @ point.transpose(1, 2)).squeeze(-1)) * weight
         nearest = torch.minimum(nearest, distance).scatter(1, choice[:, None], float("-inf"))
