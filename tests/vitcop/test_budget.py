@@ -1,12 +1,43 @@
 """Budgets: a ratio is met by what the cache holds, tokens that can't be pruned included, or the least one is named."""
 
+from __future__ import annotations
+
 import re
 
 import pytest
 
 from tests.vitcop.models import ALL_SETUPS, LAYERS, build, make_inputs
-from vitcop import METHODS, Method, UnreachableBudgetError, family_of, prune
-from vitcop.budget import Geometry
+from vitcop import (
+    METHODS,
+    Method,
+    UnreachableBudgetError,
+    family_of,
+    get_method,
+    prune,
+)
+from vitcop.budget import Geometry, scaled_layers, solve_stages
+
+
+def test_ratios_below_one_token_are_named() -> None:
+    model, inputs = build("llava"), make_inputs("llava")
+    random = get_method("random")(retention_ratio=0.002)
+    with prune(model, random), pytest.raises(UnreachableBudgetError, match="use at least"):
+        model(**inputs)
+
+
+def test_layers_follow_the_depth_and_never_meet() -> None:
+    assert scaled_layers([2], 28) == scaled_layers([2], 32) == scaled_layers([2], 36) == (2,)
+    assert scaled_layers([8, 16, 24], 28) == (7, 14, 21)
+    assert scaled_layers([3, 7, 16], 8) == (1, 2, 4)
+    assert scaled_layers([3, 7, 16], 4) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (4, 4), (5, 2), (8,)])
+def test_layers_that_do_not_ascend_within_the_model_are_refused(layers: tuple[int, ...]) -> None:
+    geometry = Geometry(num_layers=8, frames=2, height=3, width=3)
+    with pytest.raises(ValueError, match="between 1 and 7"):
+        solve_stages(geometry, 0.5, layers, lambda scale: [9] * len(layers))
+
 
 RATIOS = (0.11, 0.4, 0.9)
 WITH_RATIO = [name for name, method in METHODS.items() if not method.fixed_budget]

@@ -1,11 +1,59 @@
-"""Vision features shared by several methods on one clip, and text after a prompt that ends with the video."""
+"""Between vision tower and language model: chunks of frames, and clips that are encoded once."""
+
+from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.vitcop.models import build, make_inputs
-from vitcop import VisionCache, ViTCoP, get_method, prune
+from tests.vitcop.models import SETUPS, build, make_inputs
+from tests.vitcop.runs import METHOD, run
+from vitcop import (
+    VisionCache,
+    ViTCoP,
+    get_method,
+    prune,
+)
+
+
+@pytest.mark.parametrize("frame_chunk", [1, 3])
+def test_chunks_of_frames_change_nothing(family: str, frame_chunk: int) -> None:
+    model, inputs, method = build(family), make_inputs(family, (4, 2)), ViTCoP(retention_ratio=0.3)
+    with prune(model, method):
+        whole, _ = run(model, inputs)
+    with prune(model, method, frame_chunk=frame_chunk):
+        chunked, _ = run(model, inputs)
+    for ours, theirs in zip(chunked, whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_the_same_pixels_are_encoded_once(family: str) -> None:
+    """A second question on the tensor of a clip reuses its tokens; other pixels, even in the same place, do not."""
+    model, setup = build(family), SETUPS[family]
+    inputs = {name: value.clone() for name, value in make_inputs(family).items()}
+    calls: list[int] = []
+    tower = (
+        getattr(model.model, "visual", None) or getattr(model.model, "video_tower", None) or model.model.vision_tower
+    )
+    handle = tower.register_forward_pre_hook(lambda *args: calls.append(1))
+    with prune(model, METHOD):
+        first = model(**inputs, logits_to_keep=1).logits
+        assert torch.equal(model(**inputs, logits_to_keep=1).logits, first)
+        assert len(calls) == 1
+        other = inputs | {setup.name: inputs[setup.name] + 1}
+        assert not torch.equal(model(**other, logits_to_keep=1).logits, first)
+        assert len(calls) == 2
+    handle.remove()
+
+
+def test_pixels_changed_in_place_are_encoded_anew() -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        model, inputs = build("llava_onevision"), make_inputs("llava_onevision")
+        with prune(model, METHOD):
+            first = model(**inputs, logits_to_keep=1).logits
+            inputs["pixel_values_videos"].add_(1)
+            assert not torch.equal(model(**inputs, logits_to_keep=1).logits, first)
+
 
 FAMILY = "llava_next_video"
 METHODS = [

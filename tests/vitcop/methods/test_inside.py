@@ -2,73 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import PreTrainedModel
 
+from tests.vitcop.methods.seen import FAMILIES, RATIO, choices, layer_tokens, model_of, prefill, watched
 from tests.vitcop.models import SETUPS, TEXT_FROM, VOCABULARY, build, make_inputs, take_row
-from vitcop import prune
-from vitcop.budget import Geometry, Plan, scaled_layers, shares_to_counts, solve_stages
+from vitcop.budget import Geometry, Plan, shares_to_counts
 from vitcop.errors import UnreachableBudgetError
-from vitcop.methods import DART, METHODS, FastV, Knorm, Method, PyramidDrop, RandomStages, SparseVLM, ViTCoP, VScan
-from vitcop.methods.inside import OneLayer, last_token_attention
+from vitcop.methods import DART, METHODS, FastV, Knorm, Method, PyramidDrop, SparseVLM, VScan
+from vitcop.methods.inside import OneLayer
 from vitcop.methods.sparsevlm import clusters_of, raters, recycle
 from vitcop.methods.vscan import most_alike, scan, window_mask
 from vitcop.ops.quotas import even_quotas
-from vitcop.selection import Selection, apply_selection, take
-from vitcop.tokens import LayerTokens
+from vitcop.selection import apply_selection
 
 NAMES = [name for name, method in METHODS.items() if method.select_layer is not Method.select_layer]
-FAMILIES = ["llava_onevision", "qwen2_5_vl", "qwen3_vl"]
-RATIO = 0.45
-"""Within reach of every method on models of 5 layers."""
-
-Seen = list[tuple[LayerTokens, Plan, Geometry, Selection]]
-
-model_of = functools.cache(build)
-
-
-@contextmanager
-def watched(method: Method, monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
-    """What the method sees and chooses inside the language model."""
-    seen: Seen = []
-    choose = type(method).select_layer
-
-    def select_layer(self: Method, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
-        selection = choose(self, tokens, plan, geometry)
-        seen.append((tokens, plan, geometry, selection))
-        return selection
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(method), "select_layer", select_layer)
-        yield seen
-
-
-def prefill(model: PreTrainedModel, inputs: dict[str, Tensor], method: Method) -> tuple[Tensor, list[int], list[int]]:
-    """Logits (B, vocabulary) of the last token, each layer's cached visual tokens, and those that were planned."""
-    with torch.no_grad(), prune(model, method) as stats:
-        output = model(**inputs, logits_to_keep=1)
-    assert stats.last is not None
-    lengths = [layer.keys.shape[2] - stats.last.prompt_tokens for layer in output.past_key_values.layers]
-    return output.logits[:, -1], lengths, list(stats.last.kept_per_layer)
-
-
-def choices(
-    model: PreTrainedModel, inputs: dict[str, Tensor], method: Method, patch: pytest.MonkeyPatch
-) -> list[Tensor]:
-    """The numbers (B, K) within the clip of the tokens kept at each stage inside the language model."""
-    with watched(method, patch) as seen:
-        prefill(model, inputs, method)
-    assert seen
-    return [take(tokens.index, selection.keep) for tokens, _, _, selection in seen]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,20 +59,6 @@ def test_layers_before_the_first_stage_see_everything(method: type[Method], leas
     with pytest.raises(UnreachableBudgetError):
         method(retention_ratio=least - 0.001).plan(geometry)
     method(retention_ratio=least + 0.01).plan(geometry)
-
-
-def test_layers_follow_the_depth_and_never_meet() -> None:
-    assert scaled_layers([2], 28) == scaled_layers([2], 32) == scaled_layers([2], 36) == (2,)
-    assert scaled_layers([8, 16, 24], 28) == (7, 14, 21)
-    assert scaled_layers([3, 7, 16], 8) == (1, 2, 4)
-    assert scaled_layers([3, 7, 16], 4) == (1, 2, 3)
-
-
-@pytest.mark.parametrize("layers", [(), (0,), (4, 4), (5, 2), (8,)])
-def test_layers_that_do_not_ascend_within_the_model_are_refused(layers: tuple[int, ...]) -> None:
-    geometry = Geometry(num_layers=8, frames=2, height=3, width=3)
-    with pytest.raises(ValueError, match="between 1 and 7"):
-        solve_stages(geometry, 0.5, layers, lambda scale: [9] * len(layers))
 
 
 def test_pyramiddrops_own_setting_comes_out() -> None:
@@ -206,64 +145,6 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
     with torch.no_grad():
         full = model(**inputs, logits_to_keep=1).logits[:, -1]
     assert torch.equal(prefill(model, inputs, METHODS[name](retention_ratio=1))[0], full)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("method", "back"), [(FastV, 1), (PyramidDrop, 0)])
-def test_scores_are_the_models_own_attention(
-    method: type[Method], back: int, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """FastV reads the layer just run, PyramidDrop the layer to come; key heads are shared by query heads."""
-    model, inputs = build(family, "eager"), make_inputs(family, (4, 9))
-    with torch.no_grad():
-        maps = model(**inputs, output_attentions=True).attentions
-    with watched(method(retention_ratio=RATIO), monkeypatch) as seen:
-        prefill(model, inputs, method(retention_ratio=RATIO))
-    tokens = seen[0][0]
-    theirs = maps[tokens.layer - back][:, :, -1].mean(dim=1).gather(1, tokens.visual)
-    torch.testing.assert_close(last_token_attention(tokens, own_layer=not back), theirs, atol=1e-6, rtol=1e-4)
-
-
-def layer_tokens(family: str, name: str, patch: pytest.MonkeyPatch, texts: tuple[int, ...] = (4, 9)) -> LayerTokens:
-    """What the method `name` sees at its first stage."""
-    method = METHODS[name](retention_ratio=RATIO)
-    with watched(method, patch) as seen:
-        prefill(model_of(family), make_inputs(family, texts), method)
-    return seen[0][0]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_question_is_the_text_after_the_video(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = layer_tokens(family, "dart", monkeypatch)
-    length = tokens.hidden.shape[1]
-    end = 1 if SETUPS[family].between else 0  # the last frame's closing token
-    for row, text in enumerate((4, 9)):
-        assert tokens.question[row].nonzero().flatten().tolist() == list(range(length - text - end, length))
-    assert tokens.last.flatten().tolist() == [length - 1] * 2
-
-
-def test_the_last_token_is_found_before_padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = make_inputs("llava_onevision", (5, 5))
-    inputs["attention_mask"][1, -2:] = 0
-    with watched(FastV(retention_ratio=RATIO), monkeypatch) as seen:
-        prefill(model_of("llava_onevision"), inputs, FastV(retention_ratio=RATIO))
-    tokens = seen[0][0]
-    length = tokens.hidden.shape[1]
-    assert tokens.last.flatten().tolist() == [length - 1, length - 3]
-    assert tokens.question.sum(dim=1).tolist() == [5, 3]
-
-
-def test_the_next_position_follows_the_text_before_padding_on_the_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    family, method = "qwen2_5_vl", FastV(retention_ratio=RATIO)
-    inputs = make_inputs(family, (5, 5))
-    alone = {
-        name: value[:, :-2] if value.shape == inputs["input_ids"].shape else value for name, value in inputs.items()
-    }
-    inputs["attention_mask"][1, -2:] = 0
-    with watched(method, monkeypatch) as seen:
-        prefill(model_of(family), inputs, method)
-        prefill(model_of(family), alone, method)
-    assert seen[0][0].next_position[1] == seen[1][0].next_position[1]
 
 
 @pytest.mark.parametrize("count", [2, 4, 9, 21, 36])
@@ -369,17 +250,6 @@ def test_vscan_leaves_a_third_in_mid_model() -> None:
     plan = VScan(retention_ratio=1 / 9).plan(Geometry(num_layers=32, frames=1, height=24, width=24))
     assert plan.entering == pytest.approx(96, abs=1) and plan.layers[16] == pytest.approx(32, abs=1)
     assert int(even_quotas(plan.entering, 1, torch.device("cpu")).sum()) == plan.entering
-
-
-def test_random_stages_keep_vitcops_counts_and_differ_by_seed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, inputs = model_of("llava_onevision"), make_inputs("llava_onevision")
-    theirs = prefill(model, inputs, ViTCoP(retention_ratio=RATIO))[1]
-    kept = []
-    for seed in range(2):
-        method = RandomStages(retention_ratio=RATIO, seed=seed)
-        assert prefill(model, inputs, method)[1] == theirs
-        kept.append(choices(model, inputs, method, monkeypatch)[-1])
-    assert not torch.equal(*kept)
 
 
 def test_one_layer_methods_take_another_layer() -> None:

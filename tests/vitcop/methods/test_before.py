@@ -23,8 +23,6 @@ from vitcop.methods.holitom import static_windows
 from vitcop.methods.kmeans import cluster, cluster_selection
 from vitcop.methods.prumerge import choose_centres, take_in_neighbours
 from vitcop.methods.visionzip import merged_selection, visionzip_select
-from vitcop.ops.density import density_peaks
-from vitcop.ops.quotas import meet_count
 from vitcop.ops.segments import split_at_changes
 from vitcop.ops.similarity import unit
 from vitcop.selection import Selection, apply_selection
@@ -326,17 +324,6 @@ def test_prumerge_adds_neighbours_and_gathers_the_rest() -> None:
     torch.testing.assert_close(rest[0, 0], 0.3 * x[1] + 0.2 * x[2])
 
 
-def test_clips_are_cut_where_they_change_and_often_enough() -> None:
-    similarity = torch.tensor([[0.99, 0.5, 0.97, 0.98], [0.3, 0.2, 0.1, 0.4]])
-    segments = split_at_changes(similarity, threshold=0.9, least=3)
-    assert segments.first.tolist() == [[0, 0, 2, 3, 3], [0, 1, 2, 3, 4]]
-    assert segments.last.tolist() == [[1, 1, 2, 4, 4], [0, 1, 2, 3, 4]]
-    assert segments.place.tolist() == [[0, 1, 0, 0, 1], [0] * 5]
-    assert segments.sum(torch.tensor([[1, 2, 3, 4, 5]] * 2)).tolist() == [[3, 3, 3, 9, 9], [1, 2, 3, 4, 5]]
-    values = torch.tensor([[1.0, 2, 3, 4, 5]] * 2)[..., None]
-    assert segments.mean(values)[0].flatten().tolist() == [1.5, 1.5, 3, 4.5, 4.5]
-
-
 @pytest.mark.parametrize("longest", [2, 3, 6])
 def test_holitom_windows_save_most_tokens(longest: int) -> None:
     similarity = torch.rand(4, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -383,24 +370,6 @@ def test_flashvid_links_the_strongest_where_there_are_too_many() -> None:
     linked = strong_links(strength, segments, threshold=0.8, spare=1)
     # Two tokens of each segment may go; the limit is the second strongest link, and links must exceed it.
     assert linked[0].nonzero().tolist() == [[1, 2], [3, 0]]
-
-
-def test_density_peaks_ignore_what_is_not_valid() -> None:
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(1, 6, 3, generator=generator)
-    more = torch.cat([points, points.mean(dim=1, keepdim=True)], dim=1)
-    valid = torch.tensor([[True] * 6 + [False]])
-    score, _ = density_peaks(points, valid[:, :6], 3, 7)
-    with_more, _ = density_peaks(more, valid, 3, 7)
-    torch.testing.assert_close(with_more[:, :6], score)
-    assert with_more[0, 6] == float("-inf")
-
-
-def test_a_total_is_met_by_the_lowest_dropped_and_the_highest_added() -> None:
-    mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
-    score = torch.tensor([[0.1, 0.9, 0.8, 0.2], [0.1, 0.9, 0.8, 0.2]])
-    assert meet_count(mask, score, 1).tolist() == [[False, True, False, False], [True, False, False, False]]
-    assert meet_count(mask, score, 3).tolist() == [[True, True, True, False], [True, True, True, False]]
 
 
 @pytest.mark.parametrize(

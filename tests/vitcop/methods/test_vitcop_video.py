@@ -199,6 +199,7 @@ def test_a_choice_in_a_model_stays_the_same_with_another_question_and_in_a_batch
 
 # -- what could mislead it ---------------------------------------------------------------------------------------------
 
+
 SCENE = Geometry(num_layers=8, frames=12, height=6, width=6)
 
 
