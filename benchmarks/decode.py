@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import alternate, machine, publish
-from pipeline.video import Sampling, decode, decoders
+from pipeline.video import Sampling, container, decode, decoders
 
 try:
     from torchcodec.decoders import VideoDecoder
@@ -67,8 +67,8 @@ def write_video(path: Path, codec: str, height: int, group: int, copies: int, se
         options = options | {"g": str(group), "keyint_min": str(group), "sc_threshold": "0"}
     else:
         options = options | {"g": str(group)}
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(encoder, rate=RATE, options=options)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(encoder, rate=RATE, options=options)
         stream.height, stream.width, stream.pix_fmt = height, height * 16 // 9, "yuv420p"
         packets = [packet for frame in render(height, seed) for packet in stream.encode(frame)]
         packets += stream.encode(None)
@@ -80,7 +80,7 @@ def write_video(path: Path, codec: str, height: int, group: int, copies: int, se
                 repeated.stream, repeated.time_base = stream, packet.time_base
                 repeated.pts, repeated.dts = (time + copy * SEGMENT * step for time in (pts, dts))
                 repeated.is_keyframe = packet.is_keyframe
-                container.mux(repeated)
+                file.mux(repeated)
     return path
 
 
@@ -115,10 +115,10 @@ def smooth_noise(rng: np.random.Generator, height: int, width: int) -> np.ndarra
 
 
 def read_in_order(path: Path, threads: int) -> int:
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
         stream.thread_count = threads
-        return sum(1 for _ in container.decode(stream))
+        return sum(1 for _ in file.decode(stream))
 
 
 def read_sampled(path: Path, threads: int, sampling: Sampling, decoder: str) -> int | None:
@@ -145,20 +145,20 @@ def uniform(length: int, count: int) -> list[int]:
 
 @contextmanager
 def counted_frames() -> Iterator[list[int]]:
-    """Collects how many frames come out of PyAV for each packet that the project decodes for its samples."""
+    """Collects how many frames come out of PyAV for each packet that the project decodes."""
     counts: list[int] = []
-    decode_packet = decoders.decode_packet
+    decode_packet = container.decode_packet
 
     def counting(packet: av.Packet) -> list[av.VideoFrame] | None:
         frames = decode_packet(packet)
         counts.append(len(frames or ()))
         return frames
 
-    decoders.decode_packet = counting
+    container.decode_packet = decoders.decode_packet = counting
     try:
         yield counts
     finally:
-        decoders.decode_packet = decode_packet
+        container.decode_packet = decoders.decode_packet = decode_packet
 
 
 def readers(path: Path, threads: int, counts: list[int]) -> dict[str, Callable[[], int | None]]:

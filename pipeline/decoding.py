@@ -31,8 +31,7 @@ def decode_clip(clip: Clip, frames: FrameConfig, size: Size | None, *, again: bo
     """The frames of a clip that the settings ask for.
 
     Args:
-        again: the process that tried before was lost. decord can abort its process on files that PyAV reads, so that
-            PyAV decodes now, unless the settings insist on decord.
+        again: as in `decode_samplings`.
 
     Raises:
         RowError: `video_...`, the video can't be used.
@@ -47,13 +46,14 @@ def decode_samplings(
     """The frames of a clip as each of several settings with one decoder asks for them, from one pass over the file.
 
     Args:
-        again: see `decode_clip`.
+        again: the process that tried before was lost. decord can abort its process on files that PyAV reads, so PyAV
+            decodes now, unless the settings insist on decord.
 
     Raises:
         RowError: `video_...`, the video can't be used as one of them asks.
     """
-    if again and settings[0].decoder == "auto":
-        settings = [dataclasses.replace(frames, decoder="pyav") for frames in settings]
+    if again:
+        settings = [dataclasses.replace(each, decoder="pyav") if each.decoder == "auto" else each for each in settings]
     videos, seconds = _decode(clip.path, [(clip, frames) for frames in settings], size)
     for video in videos:
         if isinstance(video, VideoError):

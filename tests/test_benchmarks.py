@@ -74,6 +74,20 @@ def test_memory_finds_the_frames_that_fit(run) -> None:
     assert sum(full["holders"].values()) <= full["peaks"]["8"]
 
 
+def test_decode_counts_frames_and_states_each_goal(run) -> None:
+    sizes = ["--codecs", "h264", "--heights", "144", "--groups", "short", "--copies", "2", "--num-frames", "8"]
+    result = run("decode", *sizes, "--repeats", "1")
+    (file,) = result["results"]
+    readers = file["readers"]
+    assert readers["PyAV in order"] == readers["PyAV in order"] | {"frames": 480, "ratio": 1.0}
+    assert 8 <= readers["pyav, 8 frames"]["frames"] < 480 * 0.4
+    assert readers["keyframes, 8 frames"]["frames"] == 8
+    assert {"auto, 8 frames", "decord.get_batch, 8 frames"} <= set(readers)
+    assert all(each["seconds"] > 0 for each in readers.values())
+    assert [goal["goal"] for goal in result["goals"]] == [0.65, 0.88, 0.05]
+    assert all(goal["reached"] == goal["worst"] > 0 for goal in result["goals"])
+
+
 @pytest.mark.filterwarnings("ignore:the unpruned prompt")
 def test_the_formula_meets_the_measured_bytes_of_a_frame() -> None:
     model = build_model("embedded", CPU, torch.float32)

@@ -82,7 +82,8 @@ def read_sizes_with_pyav(
 
     Nothing but what lies between a keyframe and the last frame wanted after it is decoded, and of that, where the codec
     tells, not the frames that no other frame refers to. A frame that the decoder reports as damaged, or that may refer
-    to such a frame, is left out.
+    to such a frame, is left out. FFmpeg's decoders report all damage in H.264 that derails them; in HEVC and VP9 they
+    conceal some of it without a word, and then the picture is what a player would show.
 
     Args:
         wanted: the frames (ascending indices) that are wanted at each (height, width).
