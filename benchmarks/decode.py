@@ -70,6 +70,7 @@ def write_video(path: Path, codec: str, height: int, group: int, copies: int, se
     with av.open(str(path), "w") as file:
         stream = file.add_stream(encoder, rate=RATE, options=options)
         stream.height, stream.width, stream.pix_fmt = height, height * 16 // 9, "yuv420p"
+        # Copies cost no encoding: each is the same packets, shown later.
         packets = [packet for frame in render(height, seed) for packet in stream.encode(frame)]
         packets += stream.encode(None)
         step = packets[0].time_base.denominator // (packets[0].time_base.numerator * RATE)
@@ -92,10 +93,12 @@ def render(height: int, seed: int) -> Iterator[av.VideoFrame]:
     starts, speeds = rng.integers(0, height, (8, 2)), rng.integers(-6, 7, (8, 2))
     grain = rng.integers(-3, 4, (height + 64, width + 64, 1), dtype=np.int16)
     for number in range(SEGMENT):
+        # (H, W, 3): the ground moves by one pixel down and three to the right
         picture = ground[number : number + height, 3 * number : 3 * number + width].copy()
         for square, start, speed in zip(squares, starts, speeds, strict=True):
             top, left = (start + number * speed) % (height - len(square), width - len(square))
             picture[top : top + len(square), left : left + len(square)] = square
+        # The same grain from another corner, so that no two frames are alike and none can be skipped by the encoder.
         down, right = rng.integers(0, 64, 2)
         noisy = picture + grain[down : down + height, right : right + width]
         yield av.VideoFrame.from_ndarray(noisy.clip(0, 255).astype(np.uint8), "rgb24")

@@ -1,6 +1,5 @@
 """A clip's frames as the settings ask for them; runs in the decoding processes, which load no torch."""
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +52,7 @@ def decode_samplings(
         RowError: `video_...`, the video can't be used as one of them asks.
     """
     if again:
-        settings = [dataclasses.replace(each, decoder="pyav") if each.decoder == "auto" else each for each in settings]
+        settings = [replace(each, decoder="pyav") if each.decoder == "auto" else each for each in settings]
     videos, seconds = _decode(clip.path, [(clip, frames) for frames in settings], size)
     for video in videos:
         if isinstance(video, VideoError):

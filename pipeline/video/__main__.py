@@ -40,6 +40,7 @@ def _run(options: argparse.Namespace) -> dict[str, object]:
         mode=options.sampling,
     )
     sheet = options.out is not None and options.out.suffix == ".png"
+    # Frames for looking at are small; frames in a file have the size of the video.
     size = options.size or (thumbnail_size if sheet else None)
     decoded = decode(options.file, sampling, size, options.decoder, options.threads)
     if options.out is not None:

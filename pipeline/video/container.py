@@ -186,6 +186,7 @@ def examine(path: str, opened: "OpenVideo") -> VideoInfo:
     first: av.VideoFrame | None = None
     packets: list[_Packet] = []
     for packet in demux(container, stream):
+        # Decoding stops at the first frame; from then on packets are only read.
         if first is None:
             first = next(iter(decode_packet(packet) or ()), None)
         if packet.size > 0:
@@ -202,6 +203,7 @@ def examine(path: str, opened: "OpenVideo") -> VideoInfo:
         and stream.codec_context.field_order in _PROGRESSIVE
         and _timed(packets)
     )
+    # Frames are found by their packets' times where these can be trusted, and counted by decoding all where not.
     if told_apart:
         index = _index_packets(packets, stream.time_base, name)
     else:
@@ -357,10 +359,12 @@ def _shared_times(packets: list[_Packet]) -> set[int | None]:
 
 def _index_packets(packets: list[_Packet], time_base: Fraction, codec: str) -> FrameIndex:
     shared = _shared_times(packets)
+    # (P,) decoding places of the packets with a time of their own, then sorted by it
     timed = np.array([place for place, packet in enumerate(packets) if packet.pts not in shared])
     pts = np.array([packets[place].pts for place in timed.tolist()], dtype=np.int64)
     by_time = np.argsort(pts)
     pts, order = pts[by_time], timed[by_time]
+    # Matroska stores no decoding times; FFmpeg leaves them out where it can't work them out.
     keys = [
         (i, p.pts, p.pts if p.dts is None else p.dts) for i, p in enumerate(packets) if p.entry and p.pts not in shared
     ]
@@ -397,6 +401,7 @@ def _count_frames(path: str, *, stores_times: bool) -> FrameIndex:
     # The decoder's times when they make sense, else the packets' in ascending order, else the nominal frame rate.
     sound = len(times) == len(frames) and _ascending(times)
     if not sound:
+        # Packets come in decoding order, frames in the order in which they are shown.
         clock = sorted(clock)
         stored = len(clock) == len(frames) and _ascending(clock)
         times, time_base = (clock, time_base) if stored else (list(range(len(frames))), 1 / rate)

@@ -132,6 +132,7 @@ def decode_windows(
     with opened.container:
         info = examine(path, opened)
         requests = {sampling: _request(info, sampling, size, most_bytes) for sampling in samplings}
+        # (K,) for each size the frames that any sampling wants at it, each once
         valid = [request for request in requests.values() if not isinstance(request, VideoError)]
         wanted = {
             shape: np.unique(np.concatenate([request.indices for request in valid if request.shape == shape]))
@@ -176,6 +177,7 @@ def _request(info: VideoInfo, sampling: Sampling, size: Size | None, most_bytes:
 
 def _collect(info: VideoInfo, request: _Request, pictures: Pictures, used: str) -> DecodedVideo | VideoError:
     indices, sampling = request.indices, request.sampling
+    # (T,) those of the sampled frames that are whole
     got = np.array([index for index in indices.tolist() if index in pictures], dtype=np.int64)
     if len(got) < sampling.min_frames:
         return VideoError(

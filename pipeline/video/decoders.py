@@ -91,11 +91,13 @@ def read_sizes_with_pyav(
             pictures do not depend on it.
         opened: the file where it is open already; it is closed on return.
     """
+    # Frames are counted over what is shown, rows of the index over all packets, hidden ones included.
     shown = np.flatnonzero(info.index.shown)
     rows = {shape: shown[indices] for shape, indices in wanted.items()}
     groups = list(_by_keyframe(info.index, np.unique(np.concatenate(list(rows.values())))))
     workers = min(threads, len(groups))
     if workers > 1:
+        # Each thread takes neighbouring groups, so that it reads the file from one place on.
         bounds = np.linspace(0, len(groups), workers + 1).astype(int)
         shares = [groups[first:last] for first, last in pairwise(bounds.tolist())]
         with ThreadPoolExecutor(workers) as pool:
@@ -177,6 +179,7 @@ def _read_run(
             bad.add(int(index.order[row]))
         elif row in wanted:
             pictures[row] = resize(row, frame)
+    # Damage is known only now: frames come out of the decoder before those that they may have been spoilt by.
     spoilt = _spoilt(index, bad | set(index.corrupt))
     return {row: by_shape for row, by_shape in pictures.items() if not spoilt[row]}, bool(bad)
 
@@ -210,6 +213,7 @@ class _Source:
         if index.counted:
             yield from self._counted_frames(last, bad)
             return
+        # Only the first frame is wanted, and whoever examined the file has decoded it.
         if last == 0 and self.video.first is not None and self.video.first.key_frame:
             yield from self._with_rows([self.video.first])
             return
@@ -300,7 +304,9 @@ def _spoilt(index: FrameIndex, bad: set[int]) -> np.ndarray:
     """
     keys = index.keyframes[:, 0]
     never = int(index.order.max()) + 1
-    struck = np.full(len(keys) + 1, never)  # by group, the first damaged place; group 0 precedes every keyframe
+    struck = np.full(
+        len(keys) + 1, never
+    )  # (K + 1,) by group, the first damaged place; group 0 precedes every keyframe
     places = np.array(sorted(bad), dtype=np.int64)
     np.minimum.at(struck, np.searchsorted(keys, places, side="right"), places)
     group = np.searchsorted(keys, index.order, side="right")

@@ -85,6 +85,7 @@ def sample_indices(info: VideoInfo, sampling: Sampling) -> tuple[np.ndarray, int
                 f"more than {MOST_REQUESTED:,}; a time stamp may be damaged: ask for a number of frames instead",
             )
         indices = first + _at_rate(times, sampling.fps, requested)
+    # (T,) the frames of uniform sampling, before they give way to keyframes
     indices = _spread(indices, min(requested, sampling.max_frames or requested))
     if sampling.mode == "keyframes":
         keyframes = info.keyframes[(info.keyframes >= first) & (info.keyframes <= last)]
@@ -127,6 +128,7 @@ def _span(info: VideoInfo, sampling: Sampling) -> tuple[int, int]:
         )
     first = int(np.searchsorted(times, start - _CLOCK_TOLERANCE))
     last = int(np.searchsorted(times, end + _CLOCK_TOLERANCE, side="right")) - 1
+    # A span between two frames holds none: the frame before it is the one on screen.
     return (first, last) if first <= last else (last, last)
 
 
