@@ -13,6 +13,8 @@ from pipeline.video.sampling import Mode, Sampling, sample_indices
 from pipeline.video.size import ShapeError
 
 Decoder = Literal["auto", "decord", "pyav"]
+MOST_BYTES = 8 * 2**30
+"""A sampling whose frames would take more memory is refused, unless another bound is given."""
 Size = tuple[int, int] | Callable[[int, int, int], tuple[int, int]]
 
 
@@ -82,7 +84,8 @@ def decode(
         threads: PyAV decodes so many groups of pictures side by side; the frames do not depend on it.
 
     Raises:
-        VideoError: the file cannot be used, or fewer than `sampling.min_frames` of its frames are whole.
+        VideoError: the file cannot be used, fewer than `sampling.min_frames` of its frames are whole, or the sampled ones
+            would take more than `MOST_BYTES`.
     """
     (video,) = decode_each(path, [sampling], size, decoder, threads)
     return video
@@ -114,7 +117,7 @@ def decode_windows(
     size: Size | None = None,
     decoder: Decoder = "auto",
     threads: int = 1,
-    most_bytes: int | None = None,
+    most_bytes: int = MOST_BYTES,
 ) -> list[DecodedVideo | VideoError]:
     """As `decode_each`, but what is wrong with one sampling does not concern the others: its result is the error.
 
@@ -158,12 +161,12 @@ class _Request(NamedTuple):
     at_keyframes: bool
 
 
-def _request(info: VideoInfo, sampling: Sampling, size: Size | None, most_bytes: int | None) -> _Request | VideoError:
+def _request(info: VideoInfo, sampling: Sampling, size: Size | None, most_bytes: int) -> _Request | VideoError:
     try:
         indices, requested = sample_indices(info, sampling)
         height, width = _resolve(size, info, len(indices))
         needed = len(indices) * height * width * 3
-        if most_bytes is not None and needed > most_bytes:
+        if needed > most_bytes:
             raise VideoError(
                 "too_many_frames",
                 f"{info.path}: {len(indices):,} frames of {height}x{width} take {needed / 2**30:.1f} GiB, "

@@ -304,9 +304,8 @@ def _spoilt(index: FrameIndex, bad: set[int]) -> np.ndarray:
     """
     keys = index.keyframes[:, 0]
     never = int(index.order.max()) + 1
-    struck = np.full(
-        len(keys) + 1, never
-    )  # (K + 1,) by group, the first damaged place; group 0 precedes every keyframe
+    # (K + 1,) by group, the first damaged place; group 0 precedes every keyframe
+    struck = np.full(len(keys) + 1, never)
     places = np.array(sorted(bad), dtype=np.int64)
     np.minimum.at(struck, np.searchsorted(keys, places, side="right"), places)
     group = np.searchsorted(keys, index.order, side="right")
