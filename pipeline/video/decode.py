@@ -84,8 +84,8 @@ def decode(
         threads: PyAV decodes so many groups of pictures side by side; the frames do not depend on it.
 
     Raises:
-        VideoError: the file cannot be used, fewer than `sampling.min_frames` of its frames are whole, or the sampled ones
-            would take more than `MOST_BYTES`.
+        VideoError: the file cannot be used, fewer than `sampling.min_frames` of its frames are whole, or the sampled
+            ones would take more than `MOST_BYTES`.
     """
     (video,) = decode_each(path, [sampling], size, decoder, threads)
     return video
