@@ -236,15 +236,16 @@ def goals(results: list[dict[str, Any]], counts: list[int]) -> list[dict[str, An
     return lines
 
 
-def report(result: Mapping[str, Any]) -> None:
-    """A line for each file and each goal, on stderr, since stdout holds the JSON."""
-    for file in result["results"]:
-        ratios = ", ".join(f"{name} {each['ratio']:.3f}" for name, each in file["readers"].items() if name != PLAIN)
-        print(f"{file['codec']} {file['height']}p {file['group']} groups: {ratios}", file=sys.stderr)
-    for goal in result["goals"]:
-        reached = "reached" if goal["reached"] <= goal["goal"] else "missed"
-        line = f"{goal['name']}: {goal['reached']:.3f}, worst {goal['worst']:.3f} (goal {goal['goal']}: {reached})"
-        print(line, file=sys.stderr)
+def report_file(file: Mapping[str, Any]) -> None:
+    """One line on stderr, since stdout holds the JSON."""
+    ratios = ", ".join(f"{name} {each['ratio']:.3f}" for name, each in file["readers"].items() if name != PLAIN)
+    print(f"{file['codec']} {file['height']}p {file['group']} groups: {ratios}", file=sys.stderr)
+
+
+def report_goal(goal: Mapping[str, Any]) -> None:
+    reached = "reached" if goal["reached"] <= goal["goal"] else "missed"
+    line = f"{goal['name']}: {goal['reached']:.3f}, worst {goal['worst']:.3f} (goal {goal['goal']}: {reached})"
+    print(line, file=sys.stderr)
 
 
 def main() -> None:
@@ -273,6 +274,7 @@ def main() -> None:
                         write_video(path, codec, height, GROUPS[group], options.copies, options.seed)
                     shape = {"codec": codec, "height": height, "group": group, "bytes": path.stat().st_size}
                     results.append(shape | compare(path, options))
+                    report_file(results[-1])
     result = {
         "benchmark": "decode",
         "machine": machine(torch.device("cpu")),
@@ -286,7 +288,8 @@ def main() -> None:
         "results": results,
         "goals": goals(results, options.num_frames),
     }
-    report(result)
+    for goal in result["goals"]:
+        report_goal(goal)
     publish("decode", result, options.save)
 
 
