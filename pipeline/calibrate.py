@@ -1,9 +1,12 @@
-"""Measures which key score marks the visual tokens that a model's text looks at, and writes that model's profile.
+"""Measures what goes with a model, without labels, and writes its profile.
 
-The profile goes beside the model, where `--method vitcop --method-options key_score=profile` finds it.
+Two things are measured: which key score marks the visual tokens that the model's text looks at, for published ViTCoP,
+and which method with which settings changes the model's next token least at --keep-ratio. The profile goes beside the
+model, where `--method vitcop --method-options key_score=profile` finds the first and `--method calibrated` the second.
 Exits with 0 when it is written, 1 when the model or a video is no good, and 2 when an argument is.
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,20 +25,24 @@ from pipeline.video import VideoError, decode
 from pipeline.video.sampling import Sampling
 from vitcop import UnsupportedModelError, family_of
 from vitcop.calibration import FILE_NAME, Profile, calibrate, report
+from vitcop.calibration.choice import choose
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """What is measured: for each video the attention of `--question`'s text to the visual tokens before it."""
+    """What is measured: for each video, the attention of `--question`'s text to the visual tokens before it, and how
+    much pruning changes what the model would say next."""
 
     model: str
     """`embedded`, a folder or a hub id."""
     videos: tuple[Path, ...]
     """Video files; four or more, so that it can be told how far they agree."""
-    question: tuple[str, ...] = ("What happens in the video?",)
+    question: tuple[str, ...] = ("What happens in the video?", "What is in the video?", "Describe the video.")
     """Asked about every video."""
     num_frames: int = 8
     """Frames of each video."""
+    keep_ratio: float = 0.1
+    """Fraction of visual tokens kept where methods are compared."""
     dtype: str = "auto"
     """Of the weights; `auto` is the checkpoint's."""
     device: str = "auto"
@@ -65,8 +72,9 @@ def write_profile(config: CalibrateConfig) -> Profile:
         ValueError, OSError: too few videos, or the file can't be written.
     """
     loaded = load_model(config.model, dtype=config.dtype, device=config.device)
-    clips = (_clip_inputs(loaded, path, config) for path in config.videos)
+    clips = [list(_clip_inputs(loaded, path, config)) for path in config.videos]
     profile = calibrate(loaded.model, clips, config.model)
+    profile = dataclasses.replace(profile, choice=choose(loaded.model, clips, config.keep_ratio))
     profile.save(config.output or loaded.folder / FILE_NAME)
     return profile
 

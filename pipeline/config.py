@@ -15,6 +15,8 @@ Scalar = bool | int | float | str
 ChoiceScoring = Literal["generate", "likelihood", "likelihood-letter"]
 
 DEFAULT_NUM_FRAMES = 8
+CALIBRATED = "calibrated"
+"""The method that the profile beside the model recommends."""
 
 
 def parse_options(words: list[str]) -> dict[str, Scalar]:
@@ -124,9 +126,10 @@ class PruneConfig:
     """Which visual tokens the language model keeps."""
 
     method: str = "vitcop"
-    """A pruning method of `vitcop.methods`, or `none`. `vitcop` is the published one, with the paper's results;
-    `vitcop_video` is this project's variant, which no real checkpoint has been measured with yet. On the embedded model
-    93 against 74 % of the answers are right at 10 % of the tokens, and 86 against 57 at 5 %."""
+    """A pruning method of `vitcop.methods`, or `calibrated`: the one that the profile beside the model recommends.
+    `none` keeps all. `vitcop` is the published one, with the paper's results; `vitcop_video` is this project's variant,
+    which no real checkpoint has been measured with yet. On the embedded model 93 against 74 % of the answers are right
+    at 10 % of the tokens, and 86 against 57 at 5 %."""
     keep_ratio: float = 0.25
     """Fraction of visual tokens kept, averaged over the language model's layers, in (0, 1]."""
     method_options: Options = field(default_factory=dict)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline import commandline
 from pipeline.cluster import Answerer, Build, ClipResult
-from pipeline.config import JobConfig
+from pipeline.config import CALIBRATED, JobConfig
 from pipeline.job import Answered, Job, Run, rows_of_manifest, run_job
 from pipeline.manifest import Clip
 from pipeline.output import ANSWER_SCHEMA, error_columns
@@ -55,7 +55,9 @@ class VideoQAJob(Job):
         from pipeline.model.answering import build_method  # with torch, which --help can do without
 
         super().__init__(config)
-        ratio = build_method(config.prune).retention_ratio
+        ratio = config.prune.keep_ratio
+        if config.prune.method != CALIBRATED:  # what that is, the workers find beside the model
+            ratio = build_method(config.prune).retention_ratio
         self.made_by = {"model": config.model.model, "method": config.prune.method, "keep_ratio": ratio}
 
     def build(self) -> Build:

@@ -56,7 +56,7 @@ class ClipAnswerer:
         torch.set_num_threads(threads)
         self.config = config
         loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
-        method = build_method(config.prune)
+        method = build_method(config.prune, loaded)
         self.model = VideoQA(loaded, method, config.answer, frame_chunk=config.prune.frame_chunk)
         rows = None if config.run.batch_rows == "auto" else config.run.batch_rows
         self.limit = RowLimit(loaded, rows, config.run.memory_fraction)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
-from pipeline.config import AnswerConfig, PruneConfig
+from pipeline.config import CALIBRATED, AnswerConfig, PruneConfig
 from pipeline.errors import ConfigError
 from pipeline.model.answer import Answer
 from pipeline.model.forms import Forms
@@ -15,7 +16,8 @@ from pipeline.model.prompt import PromptBuilder, Question
 from pipeline.model.rows import RowLimit
 from pipeline.model.session import Session
 from pipeline.video import DecodedVideo
-from vitcop import Method, PrefillRecord, UnsupportedModelError, VisionCache, get_method, prune
+from vitcop import Method, PrefillRecord, ProfileError, UnsupportedModelError, VisionCache, get_method, prune
+from vitcop.calibration.profiles import COMMAND, find_profile
 
 
 class VideoQA:
@@ -99,13 +101,33 @@ class VideoQA:
         return finished[0]
 
 
-def build_method(config: PruneConfig) -> Method:
+def build_method(config: PruneConfig, loaded: LoadedModel | None = None) -> Method:
     """The pruning method that a configuration names.
 
+    Args:
+        loaded: the model whose profile says what `calibrated` is.
+
     Raises:
-        ConfigError: unknown method or option.
+        ConfigError: unknown method or option, or no method that a profile recommends.
     """
+    if config.method == CALIBRATED and loaded is not None:
+        config = _recommended(config, loaded)
     try:
         return get_method(config.method)(retention_ratio=config.keep_ratio, **config.method_options)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--method {config.method}: {error}") from error
+
+
+def _recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
+    """The method that the model's profile recommends, with the options that are given over its own."""
+    try:
+        choice = find_profile(loaded.model, f"--method {CALIBRATED}").choice
+    except ProfileError as error:
+        raise ConfigError(str(error)) from error
+    if choice is None:
+        raise ConfigError(
+            f"--method {CALIBRATED}: the profile beside {loaded.name} recommends no method; "
+            f"make it again with {COMMAND}"
+        )
+    options = {**choice.preset.options, **config.method_options}
+    return dataclasses.replace(config, method=choice.preset.method, method_options=options)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from pipeline.config import PruneConfig, SweepConfig, parse_options
+from pipeline.config import CALIBRATED, PruneConfig, SweepConfig, parse_options
 from pipeline.errors import ConfigError
 
 FULL = "none"
@@ -73,19 +73,12 @@ def cells_of(config: SweepConfig) -> list[Cell]:
     Raises:
         ConfigError: an unknown method or option.
     """
-    from vitcop import get_method
-
     counts: Sequence[int | None] = config.frame_counts or (None,)
     cells = [Cell(method=FULL, num_frames=count) for count in counts]
     for text in named_methods(config).methods:
-        name, options = split_method(text)
-        try:
-            method = get_method(name)(retention_ratio=0.5, **options)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"--methods {text}: {error}") from error
-        seeded = "seed" in {field.name for field in dataclasses.fields(method)} and "seed" not in options
+        seeded, fixed_budget = _traits(text)
         seeds: Sequence[int | None] = range(config.seeds) if seeded else (None,)
-        ratios: Sequence[float | None] = (None,) if method.fixed_budget else config.keep_ratios
+        ratios: Sequence[float | None] = (None,) if fixed_budget else config.keep_ratios
         cells += [
             Cell(method=text, keep_ratio=ratio, num_frames=count, seed=seed)
             for count in counts
@@ -93,3 +86,17 @@ def cells_of(config: SweepConfig) -> list[Cell]:
             for seed in seeds
         ]
     return list(dict.fromkeys(cells))  # what is asked for twice is answered once
+
+
+def _traits(text: str) -> tuple[bool, bool]:
+    """Whether a method, as it is asked for, draws by a seed that isn't given, and whether it ignores the keep ratio."""
+    from vitcop import get_method
+
+    name, options = split_method(text)
+    if name == CALIBRATED:  # the workers find it beside the model
+        return False, False
+    try:
+        method = get_method(name)(retention_ratio=0.5, **options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--methods {text}: {error}") from error
+    return "seed" in {field.name for field in dataclasses.fields(method)} and "seed" not in options, method.fixed_budget

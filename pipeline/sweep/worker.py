@@ -41,7 +41,8 @@ class SweepModel(OneByOne):
         self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
         vision = VisionCache() if share else None
         self.models = {
-            cell: VideoQA(self.loaded, build_method(cell.prune), config.answer, vision=vision) for cell in self.cells
+            cell: VideoQA(self.loaded, build_method(cell.prune, self.loaded), config.answer, vision=vision)
+            for cell in self.cells
         }
 
     @property

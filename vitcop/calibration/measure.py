@@ -223,4 +223,9 @@ def report(profile: Profile) -> str:
             f"{name} stage: {stage.key_score} before layer {stage.layer}, correlation {stage.correlation:+.3f}, "
             f"best of the three in {stage.sure:.0%} of resamples"
         )
+    if (choice := profile.choice) is not None:
+        lines.append(f"divergence of the next token at {choice.retention_ratio:.0%} of the tokens, in nats")
+        ranked = sorted(choice.divergences.items(), key=lambda item: item[1])
+        lines += [f"{value:12.4f}  {name}" for name, value in ranked]
+        lines.append(f"method: {choice.preset.name}, best of all in {choice.sure:.0%} of resamples")
     return "\n".join(lines)

@@ -72,6 +72,36 @@ class StageProfile:
     sure: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A method and its settings, without a retention ratio."""
+
+    method: str
+    options: Mapping[str, float | str]
+
+    @property
+    def name(self) -> str:
+        """As the sweep takes it: `vitcop_video:motion=0.2,bias=1.0`."""
+        options = ",".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.method}:{options}" if options else self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodChoice:
+    """What changes the model's next token least; see `vitcop.calibration.choice`.
+
+    Attributes:
+        retention_ratio: at which it was measured.
+        sure: share of bootstrap samples of the clips in which it is the best of all presets.
+        divergences: mean divergence of each preset, in nats, by its name.
+    """
+
+    preset: Preset
+    retention_ratio: float
+    sure: float
+    divergences: Mapping[str, float]
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Profile:
     """What calibration found for one model.
@@ -81,6 +111,7 @@ class Profile:
         clips, frames, visual_tokens: how much was measured; frames and tokens of the first clip.
         layers: for each layer but the first, in order.
         shallow, deep: recommended for ViTCoP's stages II and III.
+        choice: the recommended method and its settings; None if none was chosen.
     """
 
     model: str
@@ -92,6 +123,7 @@ class Profile:
     layers: tuple[LayerProfile, ...]
     shallow: StageProfile
     deep: StageProfile
+    choice: MethodChoice | None = None
 
     def __repr__(self) -> str:
         stages = (f"{stage.key_score} before layer {stage.layer}" for stage in (self.shallow, self.deep))
@@ -130,6 +162,7 @@ class Profile:
                     "layers": tuple(_layer(layer) for layer in content["layers"]),
                     "shallow": StageProfile(**content["shallow"]),
                     "deep": StageProfile(**content["deep"]),
+                    "choice": _choice(content.get("choice")),
                 }
             )
         except (OSError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
@@ -140,8 +173,15 @@ def _layer(content: Mapping[str, Any]) -> LayerProfile:
     return LayerProfile(layer=content["layer"], **{score: Estimate(**content[score]) for score in KEY_SCORES})
 
 
-def find_profile(model: PreTrainedModel) -> Profile:
+def _choice(content: Mapping[str, Any] | None) -> MethodChoice | None:
+    return None if content is None else MethodChoice(**{**content, "preset": Preset(**content["preset"])})
+
+
+def find_profile(model: PreTrainedModel, needed_by: str) -> Profile:
     """The profile that lies in the folder a model was loaded from.
+
+    Args:
+        needed_by: the setting that asks for it, for the message.
 
     Raises:
         ProfileError: there is none.
@@ -150,7 +190,7 @@ def find_profile(model: PreTrainedModel) -> Profile:
     path = Path(name) / FILE_NAME
     if not name or not path.is_file():
         raise ProfileError(
-            f"key_score='profile' needs a profile, and there is no {path if name else FILE_NAME}; make one with "
-            f"{COMMAND} --model {name or 'MODEL'} --videos VIDEO ..., or pass profile=PATH"
+            f"{needed_by} needs a profile, and there is no {path if name else FILE_NAME}; make one with "
+            f"{COMMAND} --model {name or 'MODEL'} --videos VIDEO ..."
         )
     return Profile.load(path)

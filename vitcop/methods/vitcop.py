@@ -73,7 +73,11 @@ class ViTCoP(Staged):
         """
         if self.key_score != "profile":
             return self
-        bound = self if self.profile else replace(self, profile=find_profile(model))
+        bound = (
+            self
+            if self.profile
+            else replace(self, profile=find_profile(model, "key_score='profile' without profile=PATH"))
+        )
         bound._measured.check(model.config.get_text_config().num_hidden_layers)
         return bound
 
