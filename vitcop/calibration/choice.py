@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from vitcop.calibration.profiles import MethodChoice, Preset
@@ -33,6 +34,8 @@ PRESETS: tuple[Preset, ...] = (
 )
 """What is tried: the key scores of published ViTCoP; schedule, share of motion and bias of its variant for video."""
 RESAMPLES = 2000
+ANSWER_TOKENS = 8
+"""Tokens of an answer of which the distributions are compared."""
 
 Inputs = Mapping[str, Any]
 
@@ -45,8 +48,8 @@ def choose(
 ) -> MethodChoice:
     """The preset whose pruned model stays closest to the unpruned one, on a few clips without labels.
 
-    Closeness is the mean, over clips and prompts, of KL(unpruned, pruned) between the distributions of the token that
-    follows the prompt, in nats.
+    Closeness is the mean, over clips, prompts and the tokens of the unpruned model's greedy answer, of KL(unpruned,
+    pruned) between the distributions of the next token, in nats.
 
     Args:
         clips: for each clip the forward inputs of one prompt or more on it, batch 1; they share the clip's pixels.
@@ -93,16 +96,44 @@ def _clip_divergences(model: PreTrainedModel, prompts: Sequence[Inputs], methods
     """(methods,) mean over the prompts on one clip of the divergence that each method brings."""
     vision, rows = VisionCache(), []
     for inputs in prompts:
-        full = _next_token(model, inputs)
+        answer, full = _answer(model, inputs)
         pruned = []
         for method in methods:
             with prune(model, method, vision=vision):
-                pruned.append(_next_token(model, inputs))
-        other = torch.stack(pruned)
-        rows.append((full.exp() * (full - other)).sum(dim=-1))
+                pruned.append(_distributions(model, inputs, answer))
+        other = torch.stack(pruned)  # (methods, T, vocabulary)
+        rows.append((full.exp() * (full - other)).sum(dim=-1).mean(dim=-1))
     return torch.stack(rows).mean(dim=0)
 
 
-def _next_token(model: PreTrainedModel, inputs: Inputs) -> Tensor:
-    """(vocabulary,) log-probabilities of the token after the prompt, on the CPU."""
-    return model(**inputs, logits_to_keep=1).logits[0, -1].double().log_softmax(dim=-1).cpu()
+def _answer(model: PreTrainedModel, inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """The model's greedy answer (1, T), T <= `ANSWER_TOKENS`, and log-probabilities (T, vocabulary) of its tokens.
+
+    These come from one forward over all of it, whose positions a pruned cache continues in every family.
+    """
+    ids = inputs["input_ids"]
+    words = torch.arange(model.config.get_text_config().vocab_size, device=ids.device)
+    placeholders = words[family_of(model).placeholders(words[None])[0]].tolist()
+    found = model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, suppress_tokens=placeholders)
+    answer = found[:, ids.shape[1] :]
+    # What ends the answer is judged, too, but nothing follows it.
+    read = answer.shape[1] - 1
+    whole = {**inputs, "input_ids": torch.cat([ids, answer[:, :read]], dim=1)}
+    for name, value in (("attention_mask", 1), ("mm_token_type_ids", 0)):
+        if name in whole:
+            whole[name] = pad(whole[name], (0, read), value=value)
+    return answer, _log_probabilities(model(**whole, logits_to_keep=read + 1).logits)
+
+
+def _distributions(model: PreTrainedModel, inputs: Inputs, answer: Tensor) -> Tensor:
+    """Log-probabilities (T, vocabulary) of the tokens of an answer (1, T), after a prompt and each other."""
+    output = model(**inputs, use_cache=True, logits_to_keep=1)
+    logits = output.logits[:, -1:]
+    if answer.shape[1] > 1:
+        after = model(input_ids=answer[:, :-1], past_key_values=output.past_key_values).logits
+        logits = torch.cat([logits, after], dim=1)
+    return _log_probabilities(logits)
+
+
+def _log_probabilities(logits: Tensor) -> Tensor:
+    return logits[0].double().log_softmax(dim=-1).cpu()
