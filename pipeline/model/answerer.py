@@ -11,11 +11,11 @@ import torch
 from pipeline.config import JobConfig
 from pipeline.decoding import TimedVideo, decode_clip
 from pipeline.manifest import Clip
-from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
-from pipeline.model.answering import VideoQA, build_method, recommended
+from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
+from pipeline.model.admission import RowLimit
 from pipeline.output import error_columns
 
 
@@ -53,20 +53,17 @@ class ClipAnswerer:
     """
 
     def __init__(self, config: JobConfig, threads: int) -> None:
-        # Workers of one machine share its cores, so each takes its part only.
         torch.set_num_threads(threads)
         self.config = config
         loaded = load_model(**dataclasses.asdict(config.model), resize=config.frames.resize)
-        method = build_method(recommended(config.prune, loaded))
+        method = build_method(config.prune, loaded)
         self.model = VideoQA(loaded, method, config.answer, frame_chunk=config.prune.frame_chunk)
         rows = None if config.run.batch_rows == "auto" else config.run.batch_rows
         self.limit = RowLimit(loaded, rows, config.run.memory_fraction)
-        # ticket -> how its frames were made (without the frames), for the output columns
         self.videos: dict[int, TimedVideo] = {}
         self._begin()
 
     def _begin(self) -> None:
-        # The session is a context that lives as long as the worker; `clear` closes it and opens a new one.
         self.session = self.model.session(self.limit)
         self.session.__enter__()
 
@@ -87,7 +84,6 @@ class ClipAnswerer:
         return self.session.has_room
 
     def add(self, ticket: int, clip: Clip, video: TimedVideo) -> None:
-        # The session holds the frames until they are on the device; here they would stay until the answer.
         self.videos[ticket] = video.without_frames()
         self.session.add(ticket, video.video, questions_of(clip))
 
@@ -112,7 +108,6 @@ def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[st
         "timestamps": video.timestamps.tolist(),
         "decoder": video.decoder,
     }
-    # The clip was decoded once; counted for every row, its seconds would add up to too much.
     seconds = [timed.seconds] + [0.0] * (len(answers) - 1)
     return [
         shared | {"seconds_decode": decode} | _columns_of(answer)

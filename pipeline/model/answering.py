@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from pipeline.config import CALIBRATED, AnswerConfig, PruneConfig
 from pipeline.errors import ConfigError
-from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
 from pipeline.model.forms import Forms
 from pipeline.model.frames import FrameSize
 from pipeline.model.load import LoadedModel
 from pipeline.model.prefix import ModelInputs
 from pipeline.model.prompt import PromptBuilder, Question
+from pipeline.model.admission import RowLimit
 from pipeline.model.session import Session
 from pipeline.video import DecodedVideo
 from vitcop import Method, PrefillRecord, ProfileError, UnsupportedModelError, VisionCache, get_method, prune
@@ -47,16 +47,13 @@ class VideoQA:
         self.loaded, self.method, self.config = loaded, method, config
         self.frame_chunk, self.vision = frame_chunk, vision
         self.record: PrefillRecord | None = None
-        # A throw-away context: a model or method that can't be pruned is refused before any clip is decoded.
         try:
             prune(loaded.model, method)
         except UnsupportedModelError as error:
             raise ConfigError(f"--model {loaded.name}: {error}") from error
-        # "auto" is the checkpoint's own way, as read from its config.json.
         asked = config.choice_scoring
         self.choice_scoring = loaded.default_scoring if asked == "auto" else asked
         self.forms = Forms(self.choice_scoring)
-        # A likelihood over option texts asks without the options; all other forms print them.
         frames = loaded.frame_processor
         self.prompts = PromptBuilder(
             loaded.tokenizer,
@@ -97,7 +94,6 @@ class VideoQA:
         """
         with self.session(RowLimit(self.loaded)) as session:
             session.add(None, video, questions, pixels)
-            # Each step does one piece of work; with a single clip the first one to finish is this one.
             finished: list[list[Answer]] = []
             while not finished:
                 finished = [answers for _, answers in session.step()]
@@ -105,14 +101,25 @@ class VideoQA:
         return finished[0]
 
 
-def recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
-    """The configuration; with `calibrated`, that of the method that the model's profile recommends.
+def build_method(config: PruneConfig, loaded: LoadedModel | None = None) -> Method:
+    """The pruning method that a configuration names.
+
+    Args:
+        loaded: the model whose profile says what `calibrated` is.
 
     Raises:
-        ConfigError: there is no profile beside the model, or it recommends no method.
+        ConfigError: unknown method or option, or no method that a profile recommends.
     """
-    if config.method != CALIBRATED:
-        return config
+    if config.method == CALIBRATED and loaded is not None:
+        config = _recommended(config, loaded)
+    try:
+        return get_method(config.method)(retention_ratio=config.keep_ratio, **config.method_options)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"--method {config.method}: {error}") from error
+
+
+def _recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
+    """The method that the model's profile recommends, with the options that are given over its own."""
     try:
         choice = find_profile(loaded.model, f"--method {CALIBRATED}").choice
     except ProfileError as error:
@@ -124,15 +131,3 @@ def recommended(config: PruneConfig, loaded: LoadedModel) -> PruneConfig:
         )
     options = {**choice.preset.options, **config.method_options}
     return dataclasses.replace(config, method=choice.preset.method, method_options=options)
-
-
-def build_method(config: PruneConfig) -> Method:
-    """The pruning method that a configuration names.
-
-    Raises:
-        ConfigError: unknown method or option.
-    """
-    try:
-        return get_method(config.method)(retention_ratio=config.keep_ratio, **config.method_options)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--method {config.method}: {error}") from error

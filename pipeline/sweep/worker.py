@@ -1,4 +1,4 @@
-"""The workers of a sweep: one model, pruned as each cell asks."""
+"""What the workers of a sweep hold: one model, and every cell's way to prune it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipeline.config import FrameConfig, SweepJobConfig
 from pipeline.decoding import TimedVideo, decode_samplings
 from pipeline.manifest import Clip
 from pipeline.model.answerer import answer_columns, exit_when_device_fails, questions_of
-from pipeline.model.answering import VideoQA, build_method, recommended
+from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prefix import model_inputs
 from pipeline.sweep.cells import UNREACHABLE, Cell, cells_of
-from vitcop import Method, VisionCache
+from vitcop import VisionCache
 
 
 class SweepModel(OneByOne):
@@ -41,11 +41,9 @@ class SweepModel(OneByOne):
         self.counts = sorted({cell.num_frames for cell in self.cells}, key=lambda count: count or 0)
         vision = VisionCache() if share else None
         self.models = {
-            cell: VideoQA(self.loaded, self._method(cell), config.answer, vision=vision) for cell in self.cells
+            cell: VideoQA(self.loaded, build_method(cell.prune, self.loaded), config.answer, vision=vision)
+            for cell in self.cells
         }
-
-    def _method(self, cell: Cell) -> Method:
-        return build_method(recommended(cell.prune, self.loaded))
 
     @property
     def decode(self) -> Callable[[Clip], list[TimedVideo]]:

@@ -11,7 +11,7 @@ from pipeline.config import AnswerConfig, PruneConfig
 from pipeline.embedded.demo import write_video
 from pipeline.embedded.scenes import sample_scene
 from pipeline.errors import ConfigError
-from pipeline.model.answering import VideoQA, build_method, recommended
+from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
 from pipeline.video import decode
@@ -36,60 +36,41 @@ def test_the_profile_that_is_written_is_used_by_the_pipeline(
     tmp_path: Path, videos: list[Path], family: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_checkpoint(family, tmp_path)
-    words = [
-        "--model",
-        str(tmp_path),
-        "--num-frames",
-        "2",
-        "--question",
-        "Why?",
-        "Who?",
-        "--device",
-        "cpu",
-        "--keep-ratio",
-        "0.3",
-    ]
+    words = ["--model", str(tmp_path), "--num-frames", "2", "--question", "Why?", "Who?", "--device", "cpu"]
     assert main([*words, "--keep-ratio", "0.3", "--videos", *map(str, videos)]) == 0
     profile = Profile.load(tmp_path / FILE_NAME)
     assert profile.clips == 4
     assert f"shallow stage: {profile.shallow.key_score}" in capsys.readouterr().out
     assert profile.choice is not None and profile.choice.retention_ratio == 0.3
-    key_score = PruneConfig(keep_ratio=0.5, method_options={"key_score": "profile"})
-    for prune, used in ((key_score, repr(profile)), (PruneConfig(method="calibrated"), _class_of(profile))):
-        qa = make_qa(str(tmp_path), prune)
+    chosen = get_method(profile.choice.preset.method).__name__ + "(retention_ratio=0.5, "
+    loaded = load_model(str(tmp_path), device="cpu")
+    for prune, used in (
+        (PruneConfig(keep_ratio=0.5, method_options={"key_score": "profile"}), repr(profile)),
+        (PruneConfig(keep_ratio=0.5, method="calibrated"), chosen),
+    ):
+        qa = VideoQA(loaded, build_method(prune, loaded), AnswerConfig())
         (answer,) = qa.answer(decode(videos[0], Sampling(num_frames=2), qa.frame_size), [Question(question="Why?")])
         assert answer.error is None
         assert used in qa.record.method
 
 
-def make_qa(model: str, prune: PruneConfig) -> VideoQA:
-    loaded = load_model(model, device="cpu")
-    return VideoQA(loaded, build_method(recommended(prune, loaded)), AnswerConfig())
-
-
-def _class_of(profile: Profile) -> str:
-    assert profile.choice is not None
-    return get_method(profile.choice.preset.method).__name__ + "(retention_ratio=0.25, "
-
-
 def test_a_method_is_recommended_by_a_profile_or_refused(tmp_path: Path) -> None:
     save_checkpoint("llava_onevision", tmp_path)
-    prune = PruneConfig(method="calibrated", method_options={"motion": 0.4})
+    loaded = load_model(str(tmp_path), device="cpu")
+    config = PruneConfig(method="calibrated", method_options={"motion": 0.4})
     with pytest.raises(ConfigError, match=r"--method calibrated needs a profile, and there is no .*jobs/calibrate\.py"):
-        make_qa(str(tmp_path), prune)
+        build_method(config, loaded)
     profile_of().save(tmp_path / FILE_NAME)
     with pytest.raises(ConfigError, match="recommends no method; make it again"):
-        make_qa(str(tmp_path), prune)
+        build_method(config, loaded)
     preset = Preset(method="vitcop_video", options={"bias": 0.5, "motion": 0.2})
     choice = MethodChoice(preset=preset, retention_ratio=0.1, sure=1.0, divergences={})
     dataclasses.replace(profile_of(), choice=choice).save(tmp_path / FILE_NAME)
-    method = make_qa(str(tmp_path), prune).method
-    assert isinstance(method, ViTCoPVideo)
-    assert (method.retention_ratio, method.bias, method.motion) == (0.25, 0.5, 0.4)
+    assert build_method(config, loaded) == ViTCoPVideo(retention_ratio=0.25, bias=0.5, motion=0.4)
 
 
 def test_the_embedded_model_recommends_the_variant_for_video() -> None:
-    assert isinstance(make_qa("embedded", PruneConfig(method="calibrated")).method, ViTCoPVideo)
+    assert isinstance(build_method(PruneConfig(method="calibrated"), load_model(device="cpu")), ViTCoPVideo)
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path, videos: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
