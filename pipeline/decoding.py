@@ -54,6 +54,7 @@ def decode_samplings(
     if again:
         settings = [replace(each, decoder="pyav") if each.decoder == "auto" else each for each in settings]
     videos, seconds = _decode(clip.path, [(clip, frames) for frames in settings], size)
+    # One sampling that can't be had fails the clip: a sweep compares settings on the same clips.
     for video in videos:
         if isinstance(video, VideoError):
             raise _row_error(video) from video
@@ -84,6 +85,7 @@ def _decode(
         RowError: the file can't be used at all.
     """
     began = time.perf_counter()
+    # One sampling for each request; the file is read once for all of them.
     samplings = [
         Sampling(
             num_frames=frames.uniform_frames,
@@ -97,6 +99,7 @@ def _decode(
         for clip, frames in requests
     ]
     _, settings = requests[0]
+    # GiB in the settings, bytes in the decoder.
     most_bytes = int(settings.decode_memory * 2**30)
     try:
         videos = decode_windows(path, samplings, size, settings.decoder, settings.decode_threads, most_bytes)

@@ -81,6 +81,7 @@ class Plan:
         """Visual tokens that each of the `num_layers` layers sees."""
         counts, current = [], self.entering
         for layer in range(num_layers):
+            # A stage holds until the next one.
             current = self.layers.get(layer, current)
             counts.append(current)
         return tuple(counts)
@@ -109,6 +110,7 @@ def single_stage(geometry: Geometry, retention_ratio: float, name: str = "vision
     Raises:
         UnreachableBudgetError: the ratio keeps less than one token.
     """
+    # Rounded once, over the whole clip.
     count = round(geometry.share(retention_ratio) * geometry.num_tokens)
     if count < 1:
         raise UnreachableBudgetError(
@@ -145,6 +147,7 @@ def solve_stages(
         UnreachableBudgetError: the counts for scale 0 are more than the ratio allows.
         ValueError: the layers don't ascend from 1 to the model's last.
     """
+    # Ascending, without repeats, and below the number of layers.
     bounds = (*layers, geometry.num_layers)
     if not layers or layers[0] < 1 or list(bounds) != sorted(set(bounds)):
         raise ValueError(f"layers must ascend and lie between 1 and {geometry.num_layers - 1}, got {tuple(layers)}")
@@ -164,11 +167,13 @@ def solve_stages(
             f"{', '.join(map(str, layers))} of {geometry.num_layers} keeps "
             f"{geometry.least(spent(0) / geometry.num_layers)}; use a higher ratio or earlier layers"
         )
+    # The largest scale within the budget; counts are whole numbers, so a rest remains.
     scale = _largest(lambda scale: spent(scale) <= total)
     kept = list(counts(scale))
     # What truncated counts leave of the budget goes to the last stage, as far as tokens have come that far.
     before = kept[-2] if len(kept) > 1 else geometry.num_tokens
     kept[-1] = min(before, kept[-1] + max(0, round((total - spent(scale)) / widths[-1])))
+    # With a stage before the model, layer 0 is what enters and no stage inside it.
     stages = dict(zip(starts, kept, strict=True))
     return Plan(entering=stages.pop(0, geometry.num_tokens), layers=stages, names={-1: "vision"})
 
@@ -178,6 +183,7 @@ def _largest(allowed: Callable[[float], bool]) -> float:
     if allowed(1.0):
         return 1.0
     low, high = 0.0, 1.0
+    # 50 halvings reach the precision of a double.
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if allowed(middle) else (low, middle)

@@ -91,6 +91,7 @@ class CacheLayout:
         """
         lengths = [cache.get_seq_length(layer) for layer in range(len(self.stage_of_layer))]
         expected = list(self.per_layer)
+        # All layers must have lost the same number of tokens; the first layer tells how many.
         lost = expected[0] - lengths[0]
         alike = lengths == [length - lost for length in expected]
         if not alike or lost < 0 or (lost and lost > int(self.tail.min())):
@@ -116,6 +117,7 @@ class CacheLayout:
             return
         if batch % rows:
             raise UnsupportedInputError(f"the cache was pruned for {rows} rows, the input has {batch}")
+        # `generate` repeats each row in place (beams, returned sequences), so all that is kept by row does, too.
         repeats = batch // rows
         self.next_position = self.next_position.repeat_interleave(repeats, dim=0)
         self.tail = self.tail.repeat_interleave(repeats, dim=0)
@@ -153,6 +155,7 @@ class CacheLayout:
             # (B, cached + count) for each stage
             old = [ones(batch, n) if m is None else m for m, n in zip(self.valid, self.cached, strict=True)]
             self.valid = [torch.cat((mask, new), dim=1) for mask in old]
+        # (B, cached + count): text tokens stand for themselves, so their logits get 0
         self.bias = [None if bias is None else pad(bias, (0, count)) for bias in self.bias]
         # Positions count tokens only; padding repeats the position before it.
         position_ids = (self.next_position[:, None] - 1 + new.cumsum(dim=1)).clamp(min=0)
@@ -165,6 +168,7 @@ class CacheLayout:
 
 def holds_any_lengths(cache: KVCache) -> bool:
     """Whether every layer of a cache may have its own length."""
+    # Exact types: sliding-window and quantized layers are DynamicLayers too, but drop or pack their tokens.
     plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
     return plain and not getattr(cache, "is_compileable", False) and not getattr(cache, "offloading", False)
 
@@ -201,9 +205,11 @@ class Continuation:
         Raises:
             UnsupportedInputError: a new video, or tokens that don't go on where the cache ends.
         """
+        # Text may come as ids or, from prompts embedded by the caller, as (B, n, D); both count tokens on axis 1.
         name = "input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"
         tokens, mask = inputs[name], inputs.get("attention_mask")
         check_mask(mask)
+        # The cache may have been cropped or repeated since the last forward.
         self.layout.match_length(self.cache)
         self.layout.match_batch(len(tokens))
         # `generate` may pass the whole conversation; how long it is tells which of its tokens are new.
@@ -217,6 +223,7 @@ class Continuation:
                 "a video after a cached prompt can't be pruned; start a conversation with its videos"
             )
         position_ids = self.layout.append(len(tokens), count, None if mask is None else mask[:, -count:].bool())
+        # The model makes the first stage's causal mask from this one; later stages get theirs before each layer.
         return text_inputs(inputs) | {
             name: tokens,
             "position_ids": position_ids,
@@ -229,6 +236,7 @@ class Continuation:
         valid, bias = self.layout.valid[stage], self.layout.bias[stage]
         if stage == 0 and bias is None:
             return None
+        # Layers of one stage share their mask, so it is made at the first of them.
         if stage not in self.masks:
             config = self.family.language.config
             self.masks[stage] = stage_mask(config, hidden_states(args, kwargs), valid, self.cache, layer, bias)

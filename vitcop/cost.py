@@ -33,6 +33,7 @@ def encoder_macs(config: EncoderConfig, patches: int, extra: int = 0) -> float:
     """
     dim, mlp, tokens = config.hidden_size, config.intermediate_size, patches + extra
     layer = tokens * (4 * dim * dim + 2 * dim * mlp) + 2 * tokens * tokens * dim
+    # Patch embedding: one linear map of channels * side^2 pixels to `dim`, for each patch (CLS has none).
     side = config.patch_size
     area = side * side if isinstance(side, int) else math.prod(side)
     channels: int = getattr(config, "num_channels", 3)
@@ -47,12 +48,14 @@ def decoder_macs(config: TextConfig, lengths: Sequence[int]) -> float:
     """
     dim, mlp = config.hidden_size, config.intermediate_size
     head_dim = _head_dim(config)
+    # Widths of all query heads and of all key/value heads; with grouped queries the second is smaller.
     query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
     return float(sum(n * (2 * dim * (query + key) + 3 * dim * mlp) + 2 * n * n * query for n in lengths))
 
 
 def kv_bytes(config: TextConfig, lengths: Sequence[int], element_size: int) -> int:
     """Bytes of keys and values that a cache holds for `lengths[l]` tokens in layer l, of one sequence."""
+    # 2: keys and values.
     return 2 * config.num_key_value_heads * _head_dim(config) * element_size * sum(lengths)
 
 

@@ -82,6 +82,7 @@ class LanguageModel:
     def __init__(self, text: TextModel) -> None:
         self.text = text
         self.config = text.config
+        # Configs without `layer_types` are older families, whose layers all see the whole prompt.
         kinds = set(getattr(self.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise UnsupportedModelError(
@@ -127,6 +128,7 @@ class LanguageModel:
     def _normed(self, layer: int, kind: str, hidden: Tensor) -> Tensor:
         """Queries or keys (B, heads, S, d_h) after the norm that some models (Qwen3) have on each head."""
         states = self._projected(layer, kind, hidden)
+        # The norm is over the last axis of (B, S, heads, d_h), each head's channels.
         norm = getattr(self.layers[layer].self_attn, f"{kind}_norm", None)
         return (norm(states) if norm is not None else states).transpose(1, 2)
 
@@ -135,11 +137,13 @@ class LanguageModel:
         block = self.layers[layer]
         project = cast(Callable[[Tensor], Tensor], getattr(block.self_attn, f"{kind}_proj"))
         states: Tensor = project(block.input_layernorm(hidden)).unflatten(-1, (-1, block.self_attn.head_dim))
+        # (B, S, heads * d_h) -> (B, S, heads, d_h); the number of heads follows, as keys have fewer than queries
         return states
 
 
 def rotate(states: Tensor, rotary: Rotary) -> Tensor:
     """Rotary embedding, half-split form: states (B, H, S, d_h), cosine and sine (B, S, d_h)."""
+    # (B, 1, S, d_h): one angle for all heads of a token
     cos, sin = (part.unsqueeze(1) for part in rotary)
     low, high = states.chunk(2, dim=-1)
     return states * cos + torch.cat((-high, low), dim=-1) * sin

@@ -18,6 +18,7 @@ class TokenChunks(nn.Module):
         if hidden.shape[1] <= self.tokens:
             whole: Tensor = self.mlp(hidden)
             return whole
+        # An MLP works on each token alone, so cutting along S changes no value.
         output = torch.empty_like(hidden)
         for start in range(0, hidden.shape[1], self.tokens):
             part = slice(start, start + self.tokens)

@@ -116,6 +116,7 @@ class Prefill:
         device = kwargs["inputs_embeds"].device
         if position_ids is None:  # the model counts from 0 over padding and tokens alike
             position_ids = torch.arange(self.seen, device=device)[None]
+            # (B,) position of each row's last token
             end = position_ids[:, -1].expand(self.batch)
         else:
             end = last_position(position_ids, self.batch, None if mask is None else mask.bool())
@@ -123,6 +124,7 @@ class Prefill:
             seen=self.seen,
             next_position=end + 1,
             tail=torch.full((self.batch,), self.seen - 1, device=device),
+            # Nothing is pruned, so all layers are one stage.
             stage_of_layer=[0] * self.family.language.num_layers,
         )
         self.layout.enter_stage(self.seen, None if mask is None else mask.bool(), None)
@@ -139,6 +141,7 @@ class Prefill:
         """What this prefill kept and cost; it also goes along with the cache."""
         family, geometry = self.family, self.geometry
         lengths, fixed = self.lengths(), geometry.fixed
+        # What each layer saw, by plan: the same for all rows, and known without asking the device.
         kept = tuple(count + fixed for count in self.plan.per_layer(family.language.num_layers))
         # Of all rows; what a record says is of one.
         stored = 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
@@ -149,6 +152,7 @@ class Prefill:
             fixed=fixed,
             kept_per_layer=kept,
             stages={name: count + fixed for name, count in self.plan.stages().items()},
+            # The first layer's tokens less the visual ones among them.
             prompt_tokens=lengths[0] - kept[0],
             kv_bytes=stored // self.batch,
             macs_vision=family.vision_macs(self.plan.encoded(geometry)),
@@ -157,6 +161,7 @@ class Prefill:
         )
         if cache is not None:
             setattr(cache, RECORD, record)
+            # Caches of one length for all layers need no layout; nor is there one after a mask of the caller's own.
             if self.layout is not None and holds_any_lengths(cache):
                 setattr(cache, self.layout_attribute, self.layout)
         return record
@@ -199,6 +204,7 @@ class PrunedPrefill(Prefill):
             labels=None,
             mass=None,
             valid=valid,
+            # (B,) tokens behind the last placeholder
             after=length - 1 - self.places[:, -1],
             deepstack=(),
             length=length,
@@ -211,6 +217,7 @@ class PrunedPrefill(Prefill):
         # (B, S', D) embeddings of what stays, the visual features in the place of their placeholders'
         embeds = self.family.embed(take(ids, positions))
         embeds = put(embeds, sequence.visual, encoded.features)
+        # Fixed placeholders are never dropped; where they stand now is found by their old places.
         if encoded.fixed is not None:
             places = torch.searchsorted(positions.contiguous(), fixed_places.contiguous())
             embeds = put(embeds, places, encoded.fixed)
@@ -218,6 +225,7 @@ class PrunedPrefill(Prefill):
         self.layout = CacheLayout(
             seen=self.seen,
             next_position=end + 1,
+            # A question that tokens were chosen by can't be taken back; other text after the video can.
             tail=sequence.after * (not self.method.query_aware),
             stage_of_layer=self.plan.stage_of_layer(self.family.language.num_layers),
         )
@@ -226,6 +234,7 @@ class PrunedPrefill(Prefill):
             "inputs_embeds": embeds,
             "attention_mask": sequence.valid,
             "position_ids": position_ids,
+            # Stages read the keys of the layer before from the cache, so there is one whatever the caller asked for.
             "past_key_values": self.cache,
             "use_cache": True,
         }
@@ -241,6 +250,7 @@ class PrunedPrefill(Prefill):
         count = self.places.shape[1]
         with torch.device(self.places.device):  # made there: copying would wait for all that the device has to do
             offsets = self.family.token_offsets(self.geometry)
+        # (P,) True at placeholders that hold no visual token
         others = torch.ones(count, dtype=torch.bool, device=offsets.device).index_fill_(0, offsets, False)
         return self.places[:, offsets], self.places[:, true_indices(others[None], count - len(offsets))[0]]
 
@@ -278,6 +288,7 @@ class PrunedPrefill(Prefill):
         """Prune where the plan has a stage, and give the layer what belongs to the tokens that are left."""
         sequence, needs = self.sequence, self.method.needs
         hidden = hidden_states(args, kwargs)
+        # Kept for methods that compare text with what entered the model, before any layer mixed them.
         if layer == 0 and needs.embeds:
             self.embeds, self.embeds_visual = hidden, sequence.visual
         # Qwen3-VL adds side features to the visual tokens after its first layers.
@@ -285,18 +296,22 @@ class PrunedPrefill(Prefill):
             hidden = add(hidden, sequence.visual, sequence.deepstack[layer - 1])
         # The plan's count may be what is there already: then only the stage is noted.
         if layer in self.plan.layers:
+            # A stage that keeps all that is left only begins a new stage of the cache.
             if self.plan.layers[layer] < sequence.visual.shape[1]:
                 self.clock("prefill")
                 hidden = self._prune(layer, hidden, kwargs)
                 self.clock("selection")
             self._enter_stage()
+        # A layer's input is held only if the next layer prunes by it.
         self.previous_hidden = hidden if needs.previous_hidden and layer + 1 in self.plan.layers else None
         # Layers rotate by `position_embeddings`; in position ids with gaps, flash attention would see packed prompts.
         changed: Kwargs = {"position_ids": None}
         bias = self._layout.bias[-1]
         if sequence.rotary is not None:
             changed |= {"position_embeddings": sequence.rotary}
+        # Until a layer has pruned, rotation and mask that the model made still fit.
         if sequence.rotary is not None or bias is not None:
+            # In a tuple, as the mask itself may be None; all layers of a stage share it.
             if sequence.mask is None:
                 config = self.family.language.config
                 sequence.mask = (stage_mask(config, hidden, sequence.valid, self.cache, layer, bias),)
@@ -314,9 +329,11 @@ class PrunedPrefill(Prefill):
             cos, sin = kwargs["position_embeddings"]
             sequence.rotary = cos.expand(self.batch, -1, -1), sin.expand(self.batch, -1, -1)
         tokens = self._layer_tokens(layer, hidden, sequence.rotary)
+        # The method sees the whole sequence and chooses among its K visual tokens.
         selection = self.method.select_layer(tokens, self.plan, self.geometry)
         # (B, K', D) merged tokens, made while the dropped ones are still there
         merged = None if selection.merge_into is None else apply_selection(selection, tokens.features)
+        # Tokens keep the rotation of their original positions.
         cos, sin = sequence.rotary
         positions = sequence.keep(selection)
         self.kept_index[self.plan.name(layer)] = sequence.index
@@ -375,6 +392,7 @@ def add(tokens: Tensor, where: Tensor, values: Tensor) -> Tensor:
 def slice_positions(position_ids: Tensor, positions: Tensor) -> Tensor:
     """Position ids (..., B or 1, S) of the tokens at `positions` (B, S') -> (..., B, S')."""
     batch, length = positions.shape
+    # Rows of one position grid may be shared by all prompts; gathering needs one row each.
     full = position_ids.expand(*position_ids.shape[:-2], batch, position_ids.shape[-1])
     return full.gather(-1, positions.expand(*full.shape[:-2], batch, length))
 
@@ -399,5 +417,6 @@ def last_position(position_ids: Tensor, batch: int, valid: Tensor | None) -> Ten
         position_ids = position_ids[-3:].amax(dim=0)  # with four rows, the first counts text tokens for masks
     if valid is None:
         return position_ids[:, -1].expand(batch)
+    # (B, 1) place of the last token that is no padding
     last = (torch.arange(valid.shape[1], device=valid.device) * valid).amax(dim=1, keepdim=True)
     return position_ids.expand(batch, -1).gather(1, last).squeeze(1)

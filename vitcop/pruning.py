@@ -77,11 +77,13 @@ class prune:
             raise ValueError(f"positions must be 'original' or 'compact', got {positions!r}")
         self.model = model
         self.family: Family = family_of(model)
+        # `bind` lets a method read what lies beside the model (a measured profile), or refuse the model.
         self.method = method.bind(self.family.model)
         self.token_chunk, self.positions = token_chunk, positions
         self.clock: Clock = clock or (lambda label: None)
         self.stats = PruneStats()
         self._vision = VisionStage(self.family, self.method, frame_chunk, vision, self.clock)
+        # Callers may pass inputs by place; the signature gives them their names.
         self._signature = inspect.signature(self.family.base.forward)
         # Of the forward that is under way, and of the `generate` around it.
         self._active: Prefill | Continuation | None = None
@@ -107,14 +109,17 @@ class prune:
         family = self.family
         # The whole model, its language model and each layer: what a hook can reach.
         undo.callback(family.base.register_forward_pre_hook(self._before_base, with_kwargs=True).remove)
+        # Called after a forward that raised as well, so that no state of it stays.
         undo.callback(family.base.register_forward_hook(self._after_base, always_call=True).remove)
         undo.callback(family.text.register_forward_pre_hook(self._before_text, with_kwargs=True).remove)
+        # Each layer: pruning before it, and the mask and rotation of the tokens that are left.
         for number, layer in enumerate(family.language.layers):
             hook = functools.partial(self._before_layer, number)
             undo.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
             if not self._keeps_all:
                 undo.callback(setattr, layer, "mlp", layer.mlp)
                 layer.mlp = TokenChunks(layer.mlp, self.token_chunk)
+        # `generate` would encode all pixels before any forward; the wrapper sends them on to `_before_base`.
         if (encode := getattr(self.model, ENCODE, None)) is not None:
             undo.callback(vars(self.model).pop, ENCODE, None)  # the class's own shows again
             setattr(self.model, ENCODE, functools.partial(self._before_encoding, encode))
@@ -132,11 +137,13 @@ class prune:
         """Send the pixels of `generate` on to the forward, where they can be pruned."""
         names = [name for name in self.family.visual_inputs if model_kwargs.get(name) is not None]
         visual = {name: model_kwargs[name] for name in names}
+        # Nothing is pruned and the cache is no pruned one: the model encodes as it always does.
         if self._keeps_all and layout_of(model_kwargs.get("past_key_values")) is None:
             self._visual = visual
             return encode(model_kwargs)
         for name in names:
             del model_kwargs[name]
+        # Where the model expects encoded features, the pixels travel in their place.
         model_kwargs["mm_encoder_outputs"] = Deferred(visual=visual, length=model_kwargs["position_ids"].shape[-1])
         return model_kwargs
 
@@ -144,9 +151,11 @@ class prune:
         inputs = forward_inputs(self._signature, args, kwargs)
         cache: KVCache | None = inputs.get("past_key_values")
         layout, visual = layout_of(cache), inputs | self._visual_inputs(inputs)
+        # A cache that was pruned: decoding, a later turn, or another question on the same clip.
         if cache is not None and layout is not None:
             active = self._active = Continuation(self.family, cache, layout)
             return (), active.enter(inputs, visual)
+        # A prompt of text alone goes through the model untouched.
         if self.family.pixels(visual) is None:
             return None
         if cache is not None and cache.get_seq_length():
@@ -167,6 +176,7 @@ class prune:
         family, pixels, ids = self.family, self.family.pixels(inputs), inputs.get("input_ids")
         if pixels is None or ids is None or inputs.get("inputs_embeds") is not None:
             raise UnsupportedInputError("pass input_ids together with the pixels; inputs_embeds can't be pruned")
+        # All counts follow from config and shapes, so the plan is known before any tensor is looked at.
         geometry = family.geometry(inputs)
         # What a prefill is, whether pruned or not.
         shared: Kwargs = {
@@ -178,6 +188,7 @@ class prune:
             "seen": ids.shape[1],
             "keeps_cache": inputs.get("use_cache") is not False,
         }
+        # The unpruned model runs as it is; the state only writes its record.
         if self._keeps_all:
             self._active = Prefill(**shared)
             return None
@@ -188,6 +199,7 @@ class prune:
         active = self._active = PrunedPrefill(
             **shared, cache=cache, places=places, positions=self.positions, clock=self.clock
         )
+        # One row a clip; `repeat_rows` makes one a prompt, where several prompts share a clip.
         encoded = self._vision.encode(inputs, pixels, active.plan, geometry)
         return (), active.enter(inputs, repeat_rows(encoded, len(ids)))
 
@@ -197,6 +209,7 @@ class prune:
             return
         if isinstance(active, Prefill):
             self.stats.records.append(active.finish(output.past_key_values))
+            # A pruned prefill always needs a cache; a caller who asked for none gets none.
             if not active.keeps_cache:
                 output.past_key_values = None
             self.clock("prefill")
@@ -206,6 +219,7 @@ class prune:
     # -- the language model -----------------------------------------------------------------------------------------
 
     def _before_text(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        # An unpruned prefill does both pieces of work inside the forward, so their phases end here together.
         if isinstance(self._active, Prefill) and self._keeps_all:
             self._active.before_text(kwargs)
             self.clock("vision")

@@ -57,8 +57,10 @@ def apply_selection(selection: Selection, tokens: Tensor) -> Tensor:
 def kept_mass(selection: Selection, mass: Tensor) -> Tensor:
     """How many tokens (B, K) each kept token stands for, from those (B, V) that each one stood for before."""
     kept = take(mass, selection.keep)
+    # (B, V) slot of each token: where its mass goes, else where it is merged
     into = selection.merge_into if selection.mass_into is None else selection.mass_into
     if into is None:
+        # A kept token that nothing was assigned to, not even itself, still stands for what it stood for.
         return kept
     # Slot K collects what goes nowhere; it is cut off again.
     slot = torch.where(into < 0, kept.shape[1], into)
@@ -70,11 +72,13 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
     batch, slots, dim = kept.shape
     # Slot `slots` collects the tokens that take no part; it is cut off again.
     slot = torch.where(merge_into < 0, slots, merge_into)
+    # (B, K + 1) members of each slot
     count = torch.zeros(batch, slots + 1, dtype=torch.float32, device=kept.device)
     count.scatter_add_(1, slot, torch.ones_like(slot, dtype=torch.float32))
     # (B, V) row of the flat sums (B * (slots + 1), D) that each token is added to
     row = slot + torch.arange(batch, device=slot.device)[:, None] * (slots + 1)
     total = torch.zeros(batch * (slots + 1), dim, dtype=torch.float32, device=kept.device)
+    # Sums are float32 whatever the model's dtype; only `ROWS` tokens are copied to it at a time.
     for rows, part in zip(row.flatten().split(ROWS), tokens.flatten(0, 1).split(ROWS), strict=True):
         total.index_add_(0, rows, part.float())
     total, count = total.unflatten(0, (batch, -1))[:, :slots], count[:, :slots, None]
@@ -85,6 +89,7 @@ def _merge(kept: Tensor, tokens: Tensor, merge_into: Tensor, rule: MergeRule) ->
 
 def top_k_in_order(score: Tensor, count: int) -> Tensor:
     """Indices (..., count) of the `count` largest scores along the last axis, ascending; ties go to the lower index."""
+    # A stable sort, not `topk`, which leaves the order of equal scores to the device.
     best = score.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return best.sort(dim=-1).values
 

@@ -100,6 +100,7 @@ class LayerTokens:
     def question(self) -> Tensor:
         """(B, S) mask of the text after the video."""
         place = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        # (B, S) True at the last `after` places of each row, padding on the right among them
         after = place >= self.hidden.shape[1] - self.after[:, None]
         return after if self.valid is None else after & self.valid
 
@@ -108,12 +109,14 @@ class LayerTokens:
         """(B, 1) position of the last token that is no padding."""
         batch, length = self.hidden.shape[:2]
         place = torch.arange(length, device=self.hidden.device).expand(batch, -1)
+        # Padding is multiplied to place 0, so the largest place left is that of a token.
         return (place if self.valid is None else place * self.valid).amax(dim=1, keepdim=True)
 
     @cached_property
     def keys(self) -> Tensor:
         """(B, G, K, d_h) cached keys of the visual tokens in the layer before."""
         heads, dim = self.previous_keys.shape[1], self.previous_keys.shape[3]
+        # (B, G, K, d_h) the visual positions, repeated for every key head and channel as `gather` wants them
         where = self.visual[:, None, :, None].expand(-1, heads, -1, dim)
         return self.previous_keys.gather(2, where)
 

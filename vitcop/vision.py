@@ -38,6 +38,7 @@ class VisionCache:
         Args:
             key: the pixel tensor, compared by identity, its version, and what else the tokens depend on.
         """
+        # The pixels are compared by identity: comparing their values would cost more than it saves.
         if not (self._key[0] is key[0] and self._key[1:] == key[1:] and self._has(needs)):
             self._chunks = []  # lets go of the last clip before the next one is encoded
             self._key, self._chunks = key, list(encode())
@@ -89,6 +90,7 @@ class VisionStage:
 
     def encode(self, inputs: Inputs, pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
         """The clip's tokens after this stage; the last clip's are kept for further questions on it."""
+        # The tensor's version tells a clip written into the same memory from the one before.
         key = (pixels, _version(pixels), geometry)
         if self._last is not None and self._last[0][0] is pixels and self._last[0][1:] == key[1:]:
             self.clock("vision")
@@ -99,6 +101,7 @@ class VisionStage:
         return self._last[1]
 
     def _run(self, inputs: Inputs, pixels: Tensor, plan: Plan, geometry: Geometry) -> Encoded:
+        # Frames, rows and columns as the tower is to see them; smaller than the model's own only for `downscale`.
         encoded = plan.encoded(geometry)
         if encoded != geometry and not self.family.scales_frames:
             raise UnsupportedInputError(
@@ -111,6 +114,7 @@ class VisionStage:
         else:
             key = (pixels, _version(pixels), encoded, self.frame_chunk)
             chunks = self.cache.chunks(key, self.method.needs, encode)
+        # Only a method that looks at single frames can prune chunk by chunk, which bounds memory by a chunk's tokens.
         if self.method.frame_local:
             return concatenate([self._select(chunk, plan, geometry) for chunk in self._timed(chunks)])
         whole = join_frames(list(chunks))
@@ -119,10 +123,14 @@ class VisionStage:
 
     def _select(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Encoded:
         selection = self.method.select_frames(tokens, plan, geometry)
+        # (B, F * N, D). Side features are kept and merged alike; a selection's finished `features` are the tokens'
+        # alone, so `plain` leaves them out.
         plain, features = replace(selection, features=None), tokens.features.flatten(1, 2)
+        # Before the model every token stands for itself alone: mass 1.
         one = torch.ones(features.shape[:2], device=features.device)
         return Encoded(
             features=apply_selection(selection, features),
+            # Numbers count over the whole clip, not over this chunk.
             index=selection.keep + tokens.first_frame * geometry.tokens_per_frame,
             labels=selection.labels,
             mass=kept_mass(selection, one) if self.method.bias else None,
@@ -131,6 +139,7 @@ class VisionStage:
         )
 
     def _timed(self, chunks: Iterable[VisualTokens]) -> Iterator[VisualTokens]:
+        # The chunks are made lazily: what passes until one comes is the tower's time, the rest selection.
         for chunk in chunks:
             self.clock("vision")
             yield chunk
@@ -181,6 +190,7 @@ def repeat_rows(encoded: Encoded, batch: int) -> Encoded:
         return encoded
     if batch % clips:
         raise UnsupportedInputError(f"{clips} videos for {batch} prompts; each prompt needs one video")
+    # Row i becomes rows i * n ... i * n + n - 1, the order in which `generate` repeats its prompts.
     repeat = functools.partial(torch.repeat_interleave, repeats=batch // clips, dim=0)
     return Encoded(
         features=repeat(encoded.features),

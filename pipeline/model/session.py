@@ -119,10 +119,13 @@ class Session(Generic[Ticket]):
         self.config, self.limit = config, limit
         self.clock = PhaseClock(loaded.device)
         self.record: PrefillRecord | None = None
+        # One context for all clips: entered once, since hooks on the model are not put on by clip.
         self._pruning = prune(loaded.model, method, frame_chunk=frame_chunk, clock=self.clock, vision=vision)
         self._decoding = DecodeBatch(loaded.model, TokenChooser(loaded.model, loaded.tokenizer, config))
+        # A clip goes from `_unread` to questions in `_waiting`, then to rows of `_decoding`.
         self._unread: deque[_Clip[Ticket]] = deque()
         self._waiting: deque[_Asked[Ticket]] = deque()
+        # By `id(row)`: rows are mutable, so they have no hash of their own values.
         self._asked_by_row: dict[int, _Asked[Ticket]] = {}
         self._clips: list[_Clip[Ticket]] = []
 
@@ -163,12 +166,14 @@ class Session(Generic[Ticket]):
     def step(self) -> list[tuple[Ticket, list[Answer]]]:
         """Do the next piece of work; returns the clips that are finished, each with an answer for each question."""
         reset_peak_memory(self.loaded.device)
+        # Ask, else read, else decode: the order that keeps the decode batch full.
         if self._waiting and (chunk := self._next_chunk()):
             self._ask(chunk)
         elif self._unread and not self._waiting:
             self._read(self._unread.popleft())
         else:
             self._decode()
+        # Clips whose last question has just got its answer, in the order in which they came.
         finished = [clip for clip in self._clips if len(clip.answers) == len(clip.questions)]
         self._clips = [clip for clip in self._clips if len(clip.answers) < len(clip.questions)]
         return [(clip.ticket, [clip.answers[number] for number in sorted(clip.answers)]) for clip in finished]
@@ -179,14 +184,17 @@ class Session(Generic[Ticket]):
         self.clock.expect("prefill")
         outcome = self._attempt(partial(self._read_clip, clip))
         if isinstance(outcome, RowError):
+            # Rows in flight made way: the clip is the first to be read again.
             if outcome.error_type == "out_of_memory" and self._free_half():
                 clip.prefix = None
                 self._unread.appendleft(clip)
                 return
             clip.answers = {number: Answer(error=outcome) for number in range(len(clip.questions))}
             return
+        # Frames and pixels are not needed any more once the caches are there.
         clip.video = clip.pixels = None
         seconds = self.clock.take()
+        # The pass over the video is one for all questions; its seconds count for the first.
         if outcome:
             outcome[0].seconds = dict(seconds)
         self._waiting.extend(outcome)
@@ -194,8 +202,10 @@ class Session(Generic[Ticket]):
     def _read_clip(self, clip: _Clip[Ticket]) -> list[_Asked[Ticket]]:
         """The clip's questions, ready to be asked; those that can't be have their answers already."""
         assert clip.video is not None
+        # A method that looks at the question makes another cache for each one.
         share = not self.method.query_aware or self.method.retention_ratio == 1
         prefix = clip.prefix = ClipPrefix(self.loaded, clip.video, share=share, pixels=clip.pixels)
+        # All prompts are built before the pass: a question that can't be asked costs no forward.
         asked = []
         for number, question in enumerate(clip.questions):
             outcome = self._attempt(partial(self._prepare, clip, prefix, number, question))
@@ -221,9 +231,11 @@ class Session(Generic[Ticket]):
         """The questions that can be asked now; with nothing being decoded there is always one."""
         chunk: list[_Asked[Ticket]] = []
         rows = len(self._decoding.rows)
+        # Bytes that the rows in flight will need at their ends, not what they hold now.
         memory = sum(self._row_bytes(self._asked_by_row[id(row)]) for row in self._decoding.rows)
         while self._waiting:
             asked = self._waiting[0]
+            # Rows that the question becomes: one for each option, or for each sample.
             copies = max(len(asked.candidates), self.config.num_samples)
             rows, memory = rows + copies, memory + copies * self._row_bytes(asked)
             # With nothing decoded, or to be scored at once, a question does not wait for others to end.
@@ -239,15 +251,18 @@ class Session(Generic[Ticket]):
         if not asked.prefix.share:
             return self.limit.cache_bytes(len(asked.prompt.ids) + text)
         prefix = asked.prefix.prefix(asked.prompt)
+        # Pruned layers hold fewer tokens, so the prefix is measured, and only text is counted by tokens.
         held = sum(layer.keys.nbytes + layer.values.nbytes for layer in prefix.layers)
         return held + self.limit.cache_bytes(len(asked.prompt.ids) - asked.prompt.prefix_length + text)
 
     def _ask(self, chunk: list[_Asked[Ticket]]) -> None:
         shared = chunk[0].prefix.share
+        # Without a shared pass the prompts are read with their pixels, which counts as prefill by itself.
         self.clock.expect("prefill" if shared else "generate")
         outcome = self._attempt(partial(self._ask_together, chunk))
         if not isinstance(outcome, RowError):
             self._share_seconds(chunk)
+            # Nothing of a failed forward stays: the rows begin anew, alone or in smaller groups.
             for asked in chunk:
                 self._finish_asked(asked)
             return
@@ -265,6 +280,7 @@ class Session(Generic[Ticket]):
 
     def _ask_together(self, chunk: list[_Asked[Ticket]]) -> None:
         """Read the prompts; score the options of those that have them, and let the others begin to generate."""
+        # One row a prompt: (R, vocabulary) logits after each, and a cache of R rows.
         read = read_prompts([(asked.prefix, asked.prompt) for asked in chunk])
         scored = [number for number, asked in enumerate(chunk) if asked.candidates]
         if scored:
@@ -272,9 +288,11 @@ class Session(Generic[Ticket]):
             self._score([chunk[number] for number in scored], some)
         generated = [number for number, asked in enumerate(chunk) if not asked.candidates]
         if generated:
+            # A prompt's row stands there once for each sample, so that samples share one reading.
             copies = [number for number in generated for _ in range(self.config.num_samples)]
             for number in generated:
                 asked = chunk[number]
+                # Random numbers start from the question's id, so a row draws the same in every run and batch.
                 name = asked.question.name or asked.prompt.ids
                 asked.rows = [
                     AnswerRow(prompt_ids=asked.prompt.ids, seed=row_seed(self.config.seed, name, sample))
@@ -286,6 +304,7 @@ class Session(Generic[Ticket]):
 
     @staticmethod
     def _rows_of(read: ReadPrompts, rows: list[int]) -> ReadPrompts:
+        # All rows in their order: no copy of the cache is needed.
         if rows == list(range(len(read.logits))):
             return read
         return ReadPrompts(select_rows(read.cache, rows), read.logits[torch.tensor(rows, device=read.logits.device)])
@@ -302,8 +321,10 @@ class Session(Generic[Ticket]):
 
     def _decode(self) -> None:
         self.clock.expect("generate")
+        # One entry a row: a question with several samples pays for each of them.
         going = [self._asked_by_row[id(row)] for row in self._decoding.rows]
         outcome = self._attempt(self._decoding.step)
+        # Half of the rows make way and the step is tried anew; a single row can't make way.
         if isinstance(outcome, RowError):
             if not self._free_half():
                 for asked in dict.fromkeys(going):
@@ -320,6 +341,7 @@ class Session(Generic[Ticket]):
             at_most: rows that may be in flight from now on, where that is less than half of those that are.
         """
         questions = list(dict.fromkeys(self._asked_by_row[id(row)] for row in self._decoding.rows))
+        # The later half; the earlier questions are nearer to their end.
         back = questions[(len(questions) + 1) // 2 :]
         if at_most is None and len(questions) < 2:
             return False
@@ -348,6 +370,7 @@ class Session(Generic[Ticket]):
         """Give a question its answer once all of its rows have ended."""
         if not asked.rows or not all(row.ended for row in asked.rows):
             return
+        # One bad sample makes the question an error: its samples are one answer.
         error = next((row.error for row in asked.rows if row.error is not None), None)
         answer = Answer(error=error) if error is not None else self._attempt(partial(self._read_answer, asked))
         self._answer(asked, Answer(error=answer) if isinstance(answer, RowError) else answer)
@@ -355,8 +378,10 @@ class Session(Generic[Ticket]):
     def _read_answer(self, asked: _Asked[Ticket]) -> Answer:
         question, rows = asked.question, asked.rows
         readings = [asked.form.read(question, row) for row in rows]
+        # The first sample is the prediction; the others are in the column `samples`.
         prediction, choice = readings[0]
         record = self._checked_record(asked.prefix)
+        # Phases that this question had no part in are 0, not missing.
         seconds = asked.seconds
         return Answer(
             prediction=prediction,

@@ -118,6 +118,7 @@ class Capture:
         return self.outputs
 
     def _keep(self, name: str, module: nn.Module, args: object, output: Tensor) -> None:
+        # A hook that returns nothing leaves the module's output as it is.
         self.outputs[name] = output
 
     def __exit__(self, *exc: object) -> None:

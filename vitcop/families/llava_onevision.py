@@ -51,6 +51,7 @@ class LlavaOnevision(VideoTower):
         small = (geometry.height, geometry.width) != self.grid
         encode = self._encode_small if small else super().encode
         for tokens in encode(inputs, geometry, needs, frame_chunk):
+            # The newline stands once, after the clip's last frame, so only the last chunk has it.
             last = tokens.first_frame + tokens.frames == geometry.frames
             newline = self.base.image_newline.expand(len(tokens.features), 1, -1)
             yield replace(tokens, fixed=newline) if last else tokens
@@ -70,11 +71,13 @@ class LlavaOnevision(VideoTower):
         patches = self.patches(geometry)
         # Twice the wanted grid in patches, as pooling halves it.
         size = [count * self.vision.patch_size for count in patches]
+        # (B * F, channels, height, width), antialiased like the processors shrink
         pixels = functional.interpolate(frames.flatten(0, 1), size=size, mode="bilinear", antialias=True)
         # (B * F, P, d) of one vision layer or several, side by side
         output = self.tower(pixels, interpolate_pos_encoding=True, output_hidden_states=True, return_dict=True)
         layers = self.config.vision_feature_layer
         layers = [layers] if isinstance(layers, int) else layers
+        # (B * F, P, D) patches in raster order
         projected = self.base.multi_modal_projector(torch.cat([output.hidden_states[i] for i in layers], dim=-1))
         # Pooled as the model pools: (B * F, D, rows, columns), bilinearly to the geometry's grid.
         grid = projected.transpose(1, 2).unflatten(-1, patches)
@@ -82,6 +85,7 @@ class LlavaOnevision(VideoTower):
         return pooled.flatten(2).transpose(1, 2).unflatten(0, frames.shape[:2])
 
     def patches(self, geometry: Geometry) -> tuple[int, int]:
+        # Pooling halves the grid, so twice as many patches; never more than at full size.
         height, width = self.patch_grid
         return min(2 * geometry.height, height), min(2 * geometry.width, width)
 

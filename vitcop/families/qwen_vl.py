@@ -57,6 +57,7 @@ class QwenVL(Family):
         return inputs[name]
 
     def geometry(self, inputs: Inputs) -> Geometry:
+        # Read from the device once a prefill, before the tower has any work queued.
         grids = self._grid(inputs).tolist()
         if any(grid != grids[0] for grid in grids):
             raise UnsupportedInputError(
@@ -74,6 +75,7 @@ class QwenVL(Family):
 
     def position_ids(self, inputs: Inputs) -> Tensor:
         compute = self.base.compute_3d_position_ids
+        # Versions differ in what this method asks for; it gets those of its arguments that the caller passed.
         names = inspect.signature(compute).parameters
         positions = compute(**{name: inputs.get(name) for name in names})
         return super().position_ids(inputs) if positions is None else positions
@@ -93,7 +95,9 @@ class QwenVL(Family):
     def encode(self, inputs: Inputs, geometry: Geometry, needs: Needs, frame_chunk: int) -> Iterator[VisualTokens]:
         grid, pixels = self._grid(inputs), self.pixels(inputs)
         assert pixels is not None
+        # (B, slices, patches of a slice, channels of a patch): the processor lays all clips out in one list
         slices = pixels.unflatten(0, (len(grid), geometry.frames, -1))
+        # `frame_chunk` counts frames of the video, of which a slice holds several.
         step = max(1, frame_chunk // self.vision.temporal_patch_size)
         for first in range(0, geometry.frames, step):
             yield self._encode_chunk(slices[:, first : first + step], grid, first, geometry, needs)
@@ -123,6 +127,7 @@ class QwenVL(Family):
 
     def _queries_and_keys(self, captured: Mapping[str, Tensor], grid: Tensor) -> tuple[Tensor, Tensor]:
         """Unrotated queries and keys (patches, heads, d_h) in the order of the pixels."""
+        # (patches, 3 * heads * d_h) -> (patches, 3, heads, d_h)
         qkv = captured["qkv"].unflatten(-1, (3, self.vision.num_heads, -1))
         queries, keys, _ = self._unpermuted(qkv, grid).unbind(1)
         return queries, keys
@@ -137,8 +142,10 @@ class QwenVL(Family):
 
     def _saliency(self, captured: Mapping[str, Tensor], grid: Tensor, shape: tuple[int, ...]) -> Tensor:
         queries, keys = self._queries_and_keys(captured, grid)
+        # Attention spans one slice, so slices become the batch: (B * F, patches, ...)
         slices = (shape[0] * shape[1], -1)
         cos, sin = (part.float().unflatten(0, slices) for part in captured["rotary"])
+        # (B * F, heads, patches, d_h), rotated as the block does it
         queries, keys = (
             rotate(states.float().unflatten(0, slices).transpose(1, 2), (cos, sin)) for states in (queries, keys)
         )
@@ -156,6 +163,7 @@ class QwenVL(Family):
         height, width = geometry.height * merge, geometry.width * merge
         patches = height * width
         weights = linear_macs(self.visual.blocks) + self.visual.patch_embed.proj.weight.numel()
+        # A pair of query and key costs d multiply-adds for its logit and d for its value.
         pairs = sum(self._attended(block, height, width) for block in range(len(self.visual.blocks)))
         mergers = [self.visual.merger, getattr(self.visual, "deepstack_merger_list", None)]
         merged = sum(linear_macs(merger) for merger in mergers if merger is not None)
@@ -196,6 +204,7 @@ class Qwen2_5VL(QwenVL):
             window_size=vision.window_size,
             patch_size=vision.patch_size,
         )
+        # (groups,) where each 2x2 group stands among the blocks' groups; the four patches of a group stay together.
         order = window_index.argsort().to(patches.device)
         return patches.unflatten(0, (len(order), -1))[order].flatten(0, 1)
 
@@ -203,6 +212,7 @@ class Qwen2_5VL(QwenVL):
         if block in self.vision.fullatt_block_indexes:
             return super()._attended(block, height, width)
         side = self.vision.window_size // self.vision.patch_size
+        # Windows at the right and lower edge are smaller; the sum over windows of their area squared.
         rows, columns = (
             sum(min(side, size - start) ** 2 for start in range(0, size, side)) for size in (height, width)
         )

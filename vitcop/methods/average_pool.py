@@ -30,8 +30,11 @@ class AveragePool(BeforeModel):
         quotas = spread(plan.entering, geometry.frames)
         sampled = sample_cells(tokens, quotas)
         here = quotas[tokens.first_frame : tokens.first_frame + tokens.frames]
+        # (F,) tokens of each frame here, and (F, N) the cell of each token within its frame
         quota = torch.tensor(here, device=tokens.features.device)
         cell, _ = grid_cells(tokens.height, tokens.width, quota)
+        # (F, N) place among the kept tokens: the cells of earlier frames come first
         slot = (quota.cumsum(0) - quota)[:, None] + cell
+        # A frame that keeps nothing has no cell to merge into.
         merge_into = torch.where(quota[:, None] > 0, slot, -1).flatten()
         return Selection(keep=sampled.keep, merge_into=merge_into.expand(len(sampled.keep), -1))

@@ -47,18 +47,23 @@ class DART(OneLayer):
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         count = plan.layers[tokens.layer]
         visual, text = self.pivots(tokens)
+        # A budget below the number of pivots keeps the first of them and nothing else.
         visual = visual[:, :count]
+        # (B, P) positions of all pivots in the sequence, visual ones first
         places = torch.cat([take(tokens.visual, visual), text], dim=1)
+        # Shares add up to what the pivots themselves leave; the first pivots take one more.
         each, extra = divmod(count - visual.shape[1], places.shape[1])
         shares = [each + (turn < extra) for turn in range(places.shape[1])]
         return Selection(keep=take_least_similar(tokens, visual, places, shares))
 
     def pivots(self, tokens: LayerTokens) -> tuple[Tensor, Tensor]:
         """Indices among the visual tokens (B, pi), and positions of text tokens (B, pt), of largest L1 key norm."""
+        # (B, S) L1 norm of each token's cached key, over all key heads
         norm = tokens.previous_keys.float().abs().sum(dim=(1, 3))
         visual = norm.gather(1, tokens.visual).argsort(dim=1, descending=True, stable=True)
         text = norm.masked_fill(~tokens.question, -1).argsort(dim=1, descending=True, stable=True)
         text = text[:, : self.pivot_text_tokens]
+        # Of a question with fewer tokens the strongest one is repeated, so that shapes don't depend on the text.
         text = torch.where(tokens.question.gather(1, text), text, text[:, :1])
         return visual[:, : self.pivot_image_tokens], text
 
@@ -73,10 +78,12 @@ def take_least_similar(tokens: LayerTokens, chosen: Tensor, pivots: Tensor, shar
     Returns:
         (B, c + sum(shares)) ascending indices among the visual tokens.
     """
+    # (B, K, D) visual tokens and (B, P, D) pivots, both under the final norm
     points = unit(tokens.language.final_norm(tokens.features))
     centres = unit(tokens.language.final_norm(take(tokens.hidden, pivots)))
     similarity = centres @ points.transpose(1, 2)
     taken = torch.zeros_like(tokens.visual, dtype=torch.bool).scatter_(1, chosen, True)
+    # A token that is taken already sorts last, so no later pivot takes it again.
     for turn, share in enumerate(shares):
         order = similarity[:, turn].masked_fill(taken, float("inf")).argsort(dim=1, stable=True)
         taken.scatter_(1, order[:, :share], True)

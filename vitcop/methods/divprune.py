@@ -31,6 +31,7 @@ class DivPrune(Proportional, BeforeModel):
     name: ClassVar[str] = "divprune"
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        # (B, K): chosen greedily over all frames, then put into the order of the clip
         keep = divprune_order(tokens.features, plan.entering).sort(dim=1).values
         return Selection(
             keep=keep, mass_into=nearest_point(unit(tokens.features).flatten(1, 2), keep) if self.bias else None

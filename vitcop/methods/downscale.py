@@ -40,12 +40,15 @@ class Downscale(BeforeModel):
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         if (tokens.height, tokens.width) != plan.grid:
             raise RuntimeError(f"frames were not encoded at {plan.grid} tokens, but {tokens.height, tokens.width}")
+        # (B, K) numbers within the small grids
         chosen = sample_cells(tokens, spread(plan.entering, geometry.frames)).keep
         place = torch.arange(geometry.num_tokens, device=chosen.device).view(-1, geometry.height, geometry.width)
+        # Row i of the small grid is centred on row (2i + 1) / 2 * full / small of the model's own.
         rows, columns = (
             (2 * torch.arange(small, device=chosen.device) + 1) * full // (2 * small)
             for small, full in ((tokens.height, geometry.height), (tokens.width, geometry.width))
         )
+        # (F * n,) number in the full grid of each token of the small one
         original = place[: tokens.frames, rows[:, None], columns].flatten()
         return Selection(keep=original[chosen], features=take(tokens.features.flatten(1, 2), chosen))
 
@@ -57,5 +60,6 @@ def small_grid(count: int, height: int, width: int) -> tuple[int, int]:
         stretch = rows * width / (columns * height)
         return rows * columns * max(stretch, 1 / stretch)
 
+    # For each number of rows the fewest columns that reach `count`.
     grids = [(rows, -(-count // rows)) for rows in range(1, height + 1)]
     return min((grid for grid in grids if grid[1] <= width), key=lambda grid: cost(*grid))

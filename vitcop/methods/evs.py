@@ -40,5 +40,6 @@ class EVS(BeforeModel):
 
 def evs_scores(features: Tensor) -> Tensor:
     """Cosine distance of each token to the frame before: (B, F, N, D) -> (B, F, N); the first frame is above all."""
+    # A cosine distance is at most 2, so the first frame stays whole.
     first = torch.full_like(features[:, :1, :, 0], FIRST_FRAME_SCORE, dtype=torch.float32)
     return torch.cat([first, 1 - similarity_to_previous(features)], dim=1)

@@ -50,6 +50,7 @@ class ExpectedAttention(OneLayer):
         check_at_least_one(self, "future_positions")
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        # (B, G, S) -> (B, S) over key heads, then the visual positions
         score = self.scores(tokens).mean(dim=1).gather(1, tokens.visual)
         return Selection(keep=top_k_in_order(score, plan.layers[tokens.layer]))
 
@@ -79,6 +80,7 @@ class ExpectedAttention(OneLayer):
         valid = tokens.valid
         if valid is None:
             valid = torch.ones(tokens.hidden.shape[:2], dtype=torch.bool, device=tokens.hidden.device)
+        # Counted over tokens, as padding on the left would move the first ones.
         early = valid.long().cumsum(dim=1) <= self.sinks
         return valid & early, valid & ~early
 
@@ -104,5 +106,6 @@ def rotation(cos: Tensor, sin: Tensor) -> Tensor:
     """The matrices (B, d, d) of the rotary embedding in half-split form with cosine and sine (B, d)."""
     half = cos.shape[-1] // 2
     identity = torch.eye(2 * half, device=cos.device)
+    # (d, d): turns (low, high) into (-high, low), the second half of a rotation in half-split form
     swap = torch.cat((-identity[half:], identity[:half]))
     return cos[..., None] * identity + sin[..., None] * swap

@@ -56,6 +56,7 @@ class FastVID(BeforeModel):
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
         attention = required(tokens.attention, "attention")
+        # (B, F - 1) of each frame's mean token to the one before
         similarity = similarity_to_previous(tokens.features.float().mean(dim=2))
         segments = split_at_changes(similarity, self.threshold, self.min_segments)
         salient, context, features = self.choose(tokens.features, attention, segments, plan.entering // tokens.frames)
@@ -68,10 +69,12 @@ class FastVID(BeforeModel):
         """Masks (B, F, N) of salient and of context tokens, about `per_frame` a frame, and features (B, F, N, D)."""
         quotas = onevision_quotas if self.flavour == "onevision" else video_quotas
         salient_quota, context_quota = quotas(segments, per_frame, self.context_share, self.anchor_stride)
+        # (B, F, N) masks; a frame's densest tokens are looked for among those that are not salient
         salient = best_of_frame(attention, salient_quota)
         score, _ = density_peaks(features.flatten(0, 1), (~salient).flatten(0, 1), NEIGHBOURS, NEIGHBOURS)
         context = best_of_frame(score.view_as(attention), context_quota) & ~salient
         whole = self.flavour == "onevision"
+        # As published, an anchor with no more context tokens than its own frame's gathers from that frame only.
         alone = context_quota == per_frame - salient_quota if whole else torch.zeros_like(context_quota).bool()
         return salient, context, merge_segments(features, ~salient, context, segments, alone, whole, self.beta)
 
@@ -80,13 +83,16 @@ def onevision_quotas(segments: Segments, per_frame: int, share: float, stride: i
     """Salient and context tokens (B, F) of each frame: the same count a frame, context moved to anchor frames."""
     context = int(per_frame * share)
     anchors = (segments.length + stride - 1) // stride
+    # The context of a whole segment, shared out among its anchor frames.
     moved = torch.where(_is_anchor(segments, stride), context * segments.length // anchors, 0)
     return torch.full_like(moved, per_frame - context), moved
 
 
 def video_quotas(segments: Segments, per_frame: int, share: float, stride: int) -> tuple[Tensor, Tensor]:
     """Salient and context tokens (B, F) of each frame: counted by segment, remainders to the first in line."""
+    # (B, F) frames in the segment, and frames between this one and its last
     length, back = segments.length, segments.length - 1 - segments.place
+    # float64, as the published code counts in Python: float32 could truncate to another count.
     context = (per_frame * length * torch.tensor(share, dtype=torch.float64)).long()
     salient = per_frame * length - context
     anchors = (length + stride - 1) // stride

@@ -85,6 +85,7 @@ class FlashVID(Proportional):
         segments = self.segments(tokens.features)
         per_frame = math.ceil(plan.entering / geometry.frames)
         picked, roots, merged = self.choose(tokens.features, attention, segments, per_frame)
+        # Picks keep their own features; trees and clusters of the others are means.
         features = torch.where(picked[..., None], tokens.features.float(), merged)
         mask = meet_count((picked | roots).flatten(1), attention.flatten(1), plan.entering)
         return self._with_mass(keep_mask(mask, plan.entering, features.flatten(1, 2)), tokens.features.flatten(1, 2))
@@ -118,11 +119,13 @@ class FlashVID(Proportional):
             weight = weight * (features * segments.mean(features.mean(dim=2))[:, :, None]).sum(dim=-1)
         # ADTS: (B * F, picks), frame by frame
         chosen = farthest_directions(unit(features).flatten(0, 1), picks, weight.flatten(0, 1))
+        # (B, F, N) from (B * F, picks) indices, frame by frame
         picked = torch.zeros_like(weight).bool().flatten(0, 1).scatter_(1, chosen, True).view_as(weight)
         # TSTM: what repeats is added to its parent a frame earlier, and the roots are clustered.
         alone = (segments.length == 1)[..., None]
         strength, parent = link_to_previous(features, ~picked, segments)
         linked = strong_links(strength, segments, self.temporal_threshold, attention.shape[2] - per_frame)
+        # (B, F, N, D) each root with what was added to it
         trees = sum_trees(features, linked, parent)
         roots = ~linked & (~picked | alone)
         return picked, *cluster_roots(trees, roots, segments, per_frame - picks)
@@ -134,8 +137,10 @@ def link_to_previous(features: Tensor, free: Tensor, segments: Segments) -> tupl
     Without such a token the cosine is `UNLINKED`.
     """
     points = unit(features)
+    # (B, F - 1, N, N) of each token with all tokens a frame earlier
     likeness = points[:, 1:] @ points[:, :-1].transpose(2, 3)
     allowed = free[:, 1:, :, None] & free[:, :-1, None] & (segments.place[:, 1:] > 0)[..., None, None]
+    # The first frame has nothing before it, so it is never linked.
     strength = torch.full_like(points[..., 0], UNLINKED)
     parent = torch.zeros_like(free, dtype=torch.long)
     strength[:, 1:], parent[:, 1:] = likeness.masked_fill(~allowed, UNLINKED).max(dim=3)
@@ -164,6 +169,7 @@ def sum_trees(features: Tensor, linked: Tensor, parent: Tensor) -> Tensor:
     total = features.clone()
     index = torch.arange(features.shape[2], device=features.device)[:, None]
     children = torch.zeros_like(features[..., 0])
+    # From the last frame on, so that a token has its own children before it joins its parent.
     for frame in range(features.shape[1] - 1, 0, -1):
         joins = ((parent[:, frame, None] == index) & linked[:, frame, None]).float()
         total[:, frame - 1] += joins @ total[:, frame]
@@ -179,10 +185,12 @@ def cluster_roots(trees: Tensor, roots: Tensor, segments: Segments, per_frame: i
     Returns:
         Centres (B, F, N) and the means of their clusters (B, F, N, D).
     """
+    # (B, F) roots of each frame, and the share of its segment's roots that the budget leaves
     number = roots.sum(dim=2)
     share = (per_frame * segments.length).double() / segments.sum(number).clamp(min=1)
     quota = torch.minimum((number * share).ceil().long(), number)
     points, flat = trees.flatten(0, 1), roots.flatten(0, 1)
+    # (B * F, N): each frame is clustered by itself
     score, distance = density_peaks(points, flat, quota.flatten(), NEIGHBOURS)
     centres = best_of_frame(score.view_as(roots), quota)
     mean, _ = gather_members(points, -distance, centres.flatten(0, 1), flat)

@@ -28,10 +28,12 @@ class FrameSubsample(BeforeModel):
         return geometry.tokens_per_frame
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
+        # Whole frames, and a part of one more where the budget does not divide.
         whole, rest = divmod(plan.entering, geometry.tokens_per_frame)
         used = whole + (rest > 0)
         quotas = [0] * geometry.frames
         for number in range(used):
+            # The middles of `used` equal stretches of the clip.
             frame = (2 * number + 1) * geometry.frames // (2 * used)
             quotas[frame] = geometry.tokens_per_frame if number < whole else rest
         return sample_cells(tokens, quotas)

@@ -54,9 +54,11 @@ class HoliTom(BeforeModel):
 
     def choose(self, features: Tensor, attention: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         """Masks (B, F, N) of static and of moving tokens, about `ratio` of all, and features (B, F, N, D)."""
+        # (B, F, N) True where a place stands still in its window
         windows, static = static_windows(similarity_to_previous(features), self.threshold, self.longest)
         ratios = ratio_after_averaging(windows, static, ratio)
         still = static.sum(dim=2)
+        # (B, F) of each frame; averages are counted once a window, in its first frame
         moving_quota = ((static.shape[2] - still) * ratios).ceil().long()
         static_quota = torch.where(windows.place == 0, (still * ratios).round().long(), 0)
         moving = best_of_frame(attention.masked_fill(static, float("-inf")), moving_quota)
@@ -66,11 +68,13 @@ class HoliTom(BeforeModel):
     def _merge_static(self, averages: Tensor, static: Tensor, quota: Tensor) -> tuple[Tensor, Tensor]:
         """Centres (B, F, N) among the window averages (B, F, N, D), and the averages with their neighbours merged."""
         points = averages.flatten(0, 1)
+        # (B * F, N) averages of windows that keep any, one group for each first frame
         free = (static & (quota > 0)[..., None]).flatten(0, 1)
         score, distance = density_peaks(points, free, quota.flatten(), self.neighbours)
         centres = best_of_frame(score.view_as(static), quota)
         flat = centres.flatten(0, 1)
         mean, count = gather_members(points, -distance, flat, free & ~flat)
+        # A centre that nothing joined stays what it is.
         merged = torch.where(count[..., None] > 0, self.beta * points + (1 - self.beta) * mean, points)
         return centres, merged.view_as(averages)
 
@@ -85,10 +89,13 @@ def static_windows(similarity: Tensor, threshold: float, longest: int) -> tuple[
     """
     changed = with_first_frame(similarity <= threshold)
     frame = torch.arange(changed.shape[1], device=changed.device)
+    # (B, F, N) frame since which each place has not changed
     since = torch.where(changed, frame[:, None], 0).cummax(dim=1).values
+    # (B, first, last) places that stand still from frame `first` to frame `last`
     static_places = (since[:, None] <= frame[:, None, None]).sum(dim=3)
     saved = static_places * (frame - frame[:, None]).clamp(min=0)  # (B, first, last)
     windows = Segments.from_starts(_best_windows(saved, longest))
+    # Still at the window's end since its beginning, hence in all of its frames.
     until_end = since.gather(1, windows.last[..., None].expand_as(since))
     return windows, (until_end <= windows.first[..., None]) & (windows.length > 1)[..., None]
 
@@ -116,5 +123,6 @@ def _best_windows(saved: Tensor, longest: int) -> Tensor:
 def ratio_after_averaging(windows: Segments, static: Tensor, ratio: float) -> Tensor:
     """(B, 1) float64: share to keep of the tokens that averaging leaves, so that `ratio` of all is kept, at most 1."""
     total = static[0].numel()
+    # (B, 1) tokens that averaging saves: static places in all frames but a window's first
     averaged = (static.sum(dim=2) * (windows.place > 0)).sum(dim=1, keepdim=True)
     return (ratio / ((total - averaged).double() / total)).clamp(max=1)

@@ -28,6 +28,7 @@ class KeyDiff(OneLayer):
     name: ClassVar[str] = "keydiff"
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        # (B, G, K) -> (B, K), as all heads must drop the same tokens
         score = keydiff_scores(tokens.keys).mean(dim=1)
         return Selection(keep=top_k_in_order(score, plan.layers[tokens.layer]))
 

@@ -43,6 +43,7 @@ class KMeans(Proportional, BeforeModel):
 
 def rotate_by_position(features: Tensor, height: int, width: int) -> Tensor:
     """Rotary encoding of frame, row and column on features (B, F, N, D), a third of the channels each."""
+    # The channels of frame, row and column; what does not divide by 3 goes to the frame.
     third, extra = divmod(features.shape[-1], 3)
     frame = torch.arange(features.shape[1], device=features.device)[:, None].expand(-1, height * width)
     place = torch.arange(height * width, device=features.device).expand_as(frame)
@@ -55,6 +56,7 @@ def _rotate(features: Tensor, position: Tensor) -> Tensor:
     """Turn neighbouring channels of (..., D) by an angle that grows with the position (...); an odd last one stays."""
     pairs = features.shape[-1] // 2
     frequency = ROPE_BASE ** -(torch.arange(pairs, device=features.device) / max(pairs, 1))
+    # (..., pairs), slower for later pairs
     angle = position[..., None] * frequency
     even, odd = features[..., 0 : 2 * pairs : 2], features[..., 1 : 2 * pairs : 2]
     turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
@@ -84,9 +86,13 @@ def cluster_selection(label: Tensor, likeness: Tensor, count: int) -> Selection:
         likeness: (B, V) of each token with its cluster's centre.
     """
     place = torch.arange(label.shape[1], device=label.device).expand_as(label)
+    # (B, count) first member of each cluster; V where a cluster is empty
     first = torch.full_like(label[:, :count], label.shape[1]).scatter_reduce(1, label, place, "amin")
+    # (B, V) True at the first member of its cluster
     leads = place == first.gather(1, label)
+    # Exactly `count`: tokens least like their centre take the places of empty clusters.
     kept = meet_count(leads, -likeness, count)
     slot = kept.long().cumsum(dim=1) - 1
+    # A token kept for an empty cluster stands for itself alone, all others for their cluster.
     lead = torch.where(kept, place, first.gather(1, label))
     return Selection(keep=true_indices(kept, count), merge_into=slot.gather(1, lead))

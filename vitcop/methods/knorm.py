@@ -37,6 +37,7 @@ class Knorm(OneLayer):
             raise ValueError(f"keep must be 'small' or 'large', got {self.keep!r}")
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
+        # (B, G, K) -> (B, K), as all heads must drop the same tokens
         score = knorm_scores(tokens.keys).mean(dim=1)
         score = score if self.keep == "small" else -score
         return Selection(keep=top_k_in_order(score, plan.layers[tokens.layer]))

@@ -65,9 +65,12 @@ def choose_centres(attention: Tensor, quota: Tensor, salient_share: float) -> Te
     """Mask (B, F, N) of `quota` (B, F) tokens a frame: the salient ones, and evenly spaced ones of the others."""
     salient_quota = (quota * salient_share).ceil().long()
     salient = best_of_frame(attention, salient_quota)
+    # (B, F, 1) tokens that are not salient, and how many of them are wanted
     others = (attention.shape[2] - salient_quota).clamp(min=1)[..., None]
     wanted = (quota - salient_quota)[..., None]
+    # (B, F, N) number, from 1, of each token among the others
     place = (~salient).long().cumsum(dim=2)
+    # A token is taken wherever place * wanted / others reaches the next whole number.
     return salient | (~salient & (place * wanted // others > (place - 1) * wanted // others))
 
 
@@ -85,10 +88,12 @@ def take_in_neighbours(
         Every token plus its weighted neighbours (B, F, N, D), and the weighted sum of non-centres (B, F, D), float32.
     """
     features, direction = features.float(), unit(keys)
+    # (B, F, N, N); a token is no neighbour of its own
     likeness = direction @ direction.transpose(2, 3)
     itself = torch.eye(likeness.shape[2], dtype=torch.bool, device=likeness.device)
     likeness = likeness.masked_fill(itself, float("-inf"))
     nearest = likeness.topk(min(neighbours, likeness.shape[2] - 1), dim=3).indices
+    # (B, F, N, N) weight with which row i takes in token j
     taken = torch.zeros_like(likeness).scatter_(3, nearest, 1) * weight[:, :, None]
     rest = (weight * ~centres)[:, :, None] @ features
     return features + taken @ features, rest.squeeze(2)

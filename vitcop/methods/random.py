@@ -35,4 +35,5 @@ class Random(BeforeModel):
 def random_scores(seed: int, geometry: Geometry, stage: int = 0) -> Tensor:
     """Scores (V,) of a clip's tokens, on the CPU: the same ones for the same seed and shape, others for each stage."""
     generator = torch.Generator().manual_seed(seed)
+    # One row of scores for the stage before the model and one for each layer, so that stages differ.
     return torch.rand(geometry.num_layers + 1, geometry.num_tokens, generator=generator)[stage]

@@ -55,6 +55,7 @@ class SparseVLM(Method):
 
         def counts(scale: float) -> list[int]:
             kept = [geometry.num_tokens]
+            # In the published proportions, but at least one token beside the merged ones, and never more than before.
             for proportion in PROPORTIONS:
                 wanted = int(geometry.num_tokens * scale * proportion / PROPORTIONS[-1])
                 kept.append(min(max(wanted, self.least(kept[-1])), kept[-1]))
@@ -68,6 +69,7 @@ class SparseVLM(Method):
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         entering, left = tokens.visual.shape[1], plan.layers[tokens.layer]
+        # Merged tokens count as kept, and their number depends on how many are dropped: the largest count that fits.
         kept = next(kept for kept in range(left, 0, -1) if kept + clusters_of(entering - kept) == left)
         score = visual_scores(tokens, raters(tokens))
         return recycle(tokens.features, score, kept).selection(entering)
@@ -78,6 +80,7 @@ def raters(tokens: LayerTokens) -> Tensor:
     embeds, visual = required(tokens.embeds, "embeddings"), required(tokens.embeds_visual, "embeddings")
     count = embeds.shape[1] - visual.shape[1]
     question = tokens.question[:, -count:]
+    # (B, T) closeness of each text token to the picture; those above the question's mean are raters
     score = rater_scores(take(embeds, visual), embeds[:, -count:], question)
     mean = score.sum(dim=1, keepdim=True) / question.sum(dim=1, keepdim=True)
     rater = score > mean
@@ -89,6 +92,7 @@ def rater_scores(visual: Tensor, text: Tensor, question: Tensor) -> Tensor:
 
     `question` (B, T) is False at tokens that are not part of it, which score 0.
     """
+    # (B, K, T)
     logits = visual.float() @ text.float().transpose(1, 2)
     return logits.masked_fill(~question[:, None], float("-inf")).softmax(dim=-1).mean(dim=1)
 
@@ -104,6 +108,7 @@ def rater_attention(tokens: LayerTokens, rater: Tensor) -> Iterator[tuple[Tensor
     that they pay to the visual tokens in the layer before, zero in rows that are not raters.
     """
     length, count = tokens.hidden.shape[1], rater.shape[1]
+    # (B, T) the last T positions, a few at a time, so that no full attention map exists
     rows = torch.arange(length - count, length, device=rater.device).expand(len(rater), -1)
     for block, mask in zip(rows.split(ROW_BLOCK, dim=1), rater.split(ROW_BLOCK, dim=1), strict=True):
         # Filled, not multiplied: rows of padding see nothing, and their softmax is not a number.
@@ -146,9 +151,11 @@ class Recycled:
 
     def selection(self, entering: int) -> Selection:
         """Keep, of `entering` tokens, those kept and the clusters' centres, which become their clusters' means."""
+        # (B, C) indices among the V tokens
         centre = self.candidates.gather(1, self.centres)
         mask = torch.zeros(len(centre), entering, dtype=torch.bool, device=centre.device)
         mask.scatter_(1, self.kept, True).scatter_(1, centre, True)
+        # (B, c) place among the kept tokens of each candidate's cluster centre
         slot = (mask.long().cumsum(dim=1) - 1).gather(1, centre).gather(1, self.cluster)
         merge_into = torch.full_like(mask, -1, dtype=torch.int64).scatter_(1, self.candidates, slot)
         return Selection(keep=true_indices(mask, self.kept.shape[1] + centre.shape[1]), merge_into=merge_into)

@@ -68,6 +68,8 @@ def rotary_weights(tokens: LayerTokens, rows: Tensor) -> Tensor:
     """
     cos, sin = (part.float() for part in tokens.rotary)
     half = torch.ones_like(cos[..., : cos.shape[-1] // 2])
+    # (B, S, d_h) a vector of ones, rotated to each position
     ones = cos + torch.cat((-half, half), dim=-1) * sin
+    # (B, Q, K)
     weight = take(ones, rows) @ take(ones, tokens.visual).transpose(1, 2) / cos.shape[-1] ** 0.5
     return torch.where(weight.abs() < LEAST_WEIGHT, LEAST_WEIGHT, weight)

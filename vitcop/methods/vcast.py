@@ -49,11 +49,13 @@ class VCAST(BeforeModel):
 def vcast_select(features: Tensor, count: int, temperature: float, least: int) -> Tensor:
     """Mask (B, F, N) of the `count` tokens kept of features (B, F, N, D)."""
     features = features.float()
+    # (B, F, D) mean token of each frame, a path through feature space
     centre = unit(features.mean(dim=2))
     weight = (curvature(centre) / temperature).softmax(dim=1)
     quota = vcast_quotas(weight, count, features.shape[2], least if count >= least * features.shape[1] else 0)
     norm = features.norm(dim=-1)
     low, high = norm.aminmax(dim=2, keepdim=True)
+    # (B, F, N) unlike the frame's mean, or long: the norm is scaled to 0 .. 1 within the frame
     score = 1 - (unit(features) * centre[:, :, None]).sum(dim=-1) + (norm - low) / (high - low + EPSILON)
     return best_of_frame(score, quota)
 
@@ -61,6 +63,7 @@ def vcast_select(features: Tensor, count: int, temperature: float, least: int) -
 def curvature(path: Tensor) -> Tensor:
     """How sharply a path (B, F, D) turns at each of its points: 0 straight on, 2 back; 1 at the ends -> (B, F)."""
     bend = torch.ones_like(path[..., 0])
+    # (B, F - 1, D); at the ends there is no bend to measure, so they count as 1
     step = path.diff(dim=1)
     bend[:, 1:-1] = 1 - functional.cosine_similarity(step[:, :-1], step[:, 1:], dim=-1, eps=EPSILON)
     return bend
@@ -68,10 +71,13 @@ def curvature(path: Tensor) -> Tensor:
 
 def vcast_quotas(weight: Tensor, count: int, most: int, least: int) -> Tensor:
     """Tokens (B, F) of each frame, `least` to `most`, that add up to `count`, by weights (B, F) that add up to 1."""
+    # (B, F) not whole yet; what rounding down leaves over goes by the largest fractions
     ideal = weight * (count - least * weight.shape[1])
     quota = least + ideal.floor().long().clamp(max=most - least)
     order = (ideal - ideal.floor()).argsort(dim=1, descending=True, stable=True)
+    # (B, F) how many more each frame can take, largest fraction first
     room = (most - quota).gather(1, order)
     left = count - quota.sum(dim=1, keepdim=True)
+    # The first in line take all that is left, as far as their frames have tokens.
     given = torch.minimum((left - room.cumsum(dim=1) + room).clamp(min=0), room)
     return quota + torch.zeros_like(quota).scatter_(1, order, given)

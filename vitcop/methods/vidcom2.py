@@ -53,12 +53,14 @@ def steady_channels(features: Tensor) -> Tensor:
     """The half of the channels of features (B, F, N, D) that varies least over each clip -> (B, F, N, D // 2)."""
     variance = features.float().flatten(1, 2).var(dim=1, correction=0)
     count = max(1, int(features.shape[-1] * CHANNEL_SHARE))
+    # (B, D // 2) channel numbers, ascending, of each clip
     channels = variance.topk(count, largest=False).indices.sort(dim=-1).values
     return features.gather(3, channels[:, None, None].expand(*features.shape[:3], -1))
 
 
 def vidcom2_shares(to_clip: Tensor, ratio: float) -> Tensor:
     """Fraction (B, F) of its tokens that each frame keeps."""
+    # (B, F) how much a frame stands out from its clip; adds up to 1
     distinct = (-to_clip.mean(dim=2) / TEMPERATURE).softmax(dim=1)
     return (ratio * (1 + distinct - distinct.mean(dim=1, keepdim=True))).clamp(max=1)
 
@@ -71,5 +73,6 @@ def vidcom2_select(to_clip: Tensor, to_frame: Tensor, ratio: float) -> Tensor:
 
 
 def _likeness(points: Tensor, centre: Tensor) -> Tensor:
+    # (B, F, N) squared distance, seen at five bandwidths
     square = (points - centre).square().sum(dim=-1)
     return torch.stack([(-square / (2 * width)).exp() for width in BANDWIDTHS]).sum(dim=0)

@@ -43,6 +43,7 @@ class VisionZip(BeforeModel):
         attention, keys = required(tokens.attention, "attention"), required(tokens.keys, "keys")
         first, end = tokens.first_frame, tokens.first_frame + tokens.frames
         quota = even_quotas(plan.entering, geometry.frames, attention.device, first, end)
+        # (F,) of each frame; the same for all clips of a batch
         contextual = (quota * self.contextual_share).round().long()
         dominant, target, joins = visionzip_select(attention, keys, quota - contextual, contextual)
         return merged_selection(
@@ -63,12 +64,15 @@ def visionzip_select(
         Masks (B, F, N) of the dominant tokens and of the targets, and the number within its frame of the target
         (B, F, N) that each token's key is most like.
     """
+    # (B, F, N) dominant tokens
     chosen = best_of_frame(attention, dominant.expand(attention.shape[:2]))
     rest = attention.shape[2] - dominant
     step = (rest // contextual.clamp(min=1)).clamp(min=1)[:, None]
+    # (B, F, N) number of each token among the rest; every step-th is a target
     place = (~chosen).long().cumsum(dim=2) - 1
     target = ~chosen & (place % step == 0) & (place // step < contextual[:, None])
     direction = unit(keys)
+    # (B, F, N, N); only targets can be joined
     similarity = direction @ direction.transpose(2, 3)
     return chosen, target, similarity.masked_fill(~target[:, :, None], float("-inf")).argmax(dim=3)
 
@@ -76,8 +80,10 @@ def visionzip_select(
 def merged_selection(kept: Tensor, target: Tensor, joins: Tensor, count: int) -> Selection:
     """Keep `count` tokens, the mask `kept` (B, F, N), and add to each target the mean of the tokens that join it."""
     size = kept.shape[2]
+    # (B, F * N) place of each token among the kept ones
     slot = kept.flatten(1).long().cumsum(dim=1) - 1
     frame = torch.arange(kept.shape[1], device=kept.device)[:, None]
+    # The slot of the target that each token joins; kept tokens and frames without a target join nothing.
     joined = slot.gather(1, (joins + frame * size).flatten(1))
     free = ~kept & target.any(dim=2, keepdim=True)
     return Selection(

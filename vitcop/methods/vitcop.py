@@ -58,6 +58,7 @@ class ViTCoP(Staged):
             raise ValueError(f"key_source must be 'cached' or 'before_norm', got {self.key_source!r}")
         if self.key_score == "profile" and self.key_source != "cached":
             raise ValueError(f"profiles are measured on cached keys, got key_source={self.key_source!r}")
+        # Read here, so that a wrong path fails where the method is made; frozen, so set past the dataclass.
         if isinstance(self.profile, str | Path):
             object.__setattr__(self, "profile", Profile.load(self.profile))
 
@@ -96,6 +97,7 @@ class ViTCoP(Staged):
         return required(tokens.attention, "attention")
 
     def saliency(self, tokens: LayerTokens, geometry: Geometry) -> Tensor:
+        # A profile may name one score for the shallow stage and another for the deep one.
         score = self._measured.best(tokens.layer) if self.key_score == "profile" else self.key_score
         keys = tokens.keys if self.key_source == "cached" else tokens.plain_keys
         if score == "distance":

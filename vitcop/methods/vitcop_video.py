@@ -76,6 +76,7 @@ class ViTCoPVideo(Proportional):
         deep = min(depth, max(shallow + 1, round(self.deep * depth)))
         middle, tail = deep - shallow, depth - deep  # layers that see n1 and n2 tokens; `shallow` layers see n0
 
+        # Tokens of stage II if no count had to be whole; each further count makes good what rounding has cost so far.
         unit = total / (self.entering_share * shallow + middle + self.deep_share * tail)
         n2 = max(1, round(self.deep_share * unit))
         n1 = max(n2, round((total - n2 * tail) / (self.entering_share * shallow + middle)))
@@ -94,6 +95,7 @@ class ViTCoPVideo(Proportional):
         ).flatten(1)
         # (B, V) number of each token, from which its frame, row and column are known
         index = torch.arange(geometry.num_tokens, device=weight.device).expand(len(weight), -1)
+        # (B, V, D + 3), see `_points`
         points = self._points(tokens.features.flatten(1, 2), scale.flatten(1), index, geometry)
         keep = farthest_points(points, weight, plan.entering)
         slot = nearest_point(points, keep)
@@ -112,6 +114,7 @@ class ViTCoPVideo(Proportional):
         """Directions from the mean (B, K, D) beside the tokens' frame, row and column: (B, K, D + 3)."""
         tamed = features.float() * scale[..., None]
         direction = normalize(tamed.sub_(tamed.mean(dim=1, keepdim=True)), dim=-1)
+        # (B, K) where each token stands in the clip, from its number
         frame, place = index // geometry.tokens_per_frame, index % geometry.tokens_per_frame
         row, column = place // geometry.width, place % geometry.width
         sides = (frame / geometry.frames, row / geometry.height, column / geometry.width)

@@ -76,6 +76,7 @@ class VScan(Method):
 def window_mask(height: int, width: int, side: int, device: torch.device) -> Tensor:
     """(N, N) mask of the pairs of tokens, in raster order, that lie in the same window of `side` x `side`."""
     rows, columns = (torch.arange(length, device=device) // side for length in (height, width))
+    # (N,) number of the window of each token; numbers need only differ
     window = (rows[:, None] * width + columns).flatten()
     return window[:, None] == window
 
@@ -85,10 +86,14 @@ def scan(attention: Tensor, same_window: Tensor, quota: Tensor) -> Tensor:
 
     The windows take turns: first the best token left of each, in order of attention, then the second best, and so on.
     """
+    # (B, F) tokens for the local scan; the global one takes the odd one
     local = (quota // 2).expand(attention.shape[:2])
     chosen = best_of_frame(attention, quota - local)
+    # (B, F, N) rank by attention of those that the global scan left
     place = rank(attention.masked_fill(chosen, float("-inf")))
+    # How many of its own window come before a token.
     turn = ((place[..., None, :] < place[..., None]) & same_window).sum(dim=-1)
+    # By turn first, then by attention; chosen ones come last.
     order = turn * attention.shape[2] + place
     order = order.masked_fill(chosen, attention.shape[2] ** 2)
     return chosen | best_of_frame(-order, local)
@@ -100,8 +105,10 @@ def most_alike(features: Tensor, chosen: Tensor) -> Tensor:
     Likeness is the cosine of features (B, F, N, D); a frame that keeps nothing gives -1.
     """
     points = unit(features)
+    # (B, F, N, N) to the chosen tokens of the same frame
     similarity = (points @ points.transpose(2, 3)).masked_fill(~chosen[:, :, None], float("-inf"))
     own = torch.arange(chosen.shape[2], device=chosen.device)
     best = torch.where(chosen, own, similarity.argmax(dim=3))
+    # (B, F, N) place of each chosen token among all that are kept
     slot = (chosen.flatten(1).long().cumsum(dim=1) - 1).view_as(chosen)
     return torch.where(chosen.any(dim=2, keepdim=True), slot.gather(2, best), -1).flatten(1)

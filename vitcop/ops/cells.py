@@ -20,6 +20,7 @@ def grid_cells(height: int, width: int, quota: Tensor) -> tuple[Tensor, Tensor]:
     """
     # As many bands as make cells about as wide as high, but no band without a cell or wider than the grid allows.
     count = quota[:, None]
+    # (F,) bands that make cells about square; at least so many that no band needs more cells than it has columns
     bands = (quota * (height / width)).sqrt().round().long()
     bands = bands.clamp(max=height).minimum(quota).maximum((quota + width - 1) // width)[:, None].clamp(min=1)
     # Row r is in band r * bands // height; a band's cells are its share of the count.
@@ -30,6 +31,7 @@ def grid_cells(height: int, width: int, quota: Tensor) -> tuple[Tensor, Tensor]:
     inside = ((band + 1) * count // bands - before)[..., None].clamp(min=1)
     # (F, height, width) cell within the band
     cell = column * inside // width
+    # A cell's middle token is the one in the middle of its rows and of its columns.
     middle = (row == _middle(band, bands, height))[..., None] & (column == _middle(cell, inside, width))
     return (before[..., None] + cell).flatten(1), (middle & (count > 0)[..., None]).flatten(1)
 
@@ -43,6 +45,7 @@ def _middle(part: Tensor, parts: Tensor, size: int) -> Tensor:
 
 def sample_cells(tokens: VisualTokens, quotas: Sequence[int]) -> Selection:
     """Keep `quotas[f]` tokens, evenly spaced over the grid, of frame f of the clip."""
+    # Quotas count over the clip; these are the frames of this chunk.
     here = quotas[tokens.first_frame : tokens.first_frame + tokens.frames]
     _, middle = grid_cells(tokens.height, tokens.width, torch.tensor(here, device=tokens.features.device))
     return Selection(keep=true_indices(middle.flatten().expand(len(tokens.features), -1), sum(here)))

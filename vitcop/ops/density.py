@@ -27,9 +27,11 @@ def density_peaks(points: Tensor, valid: Tensor, neighbours: Tensor | int, most:
     pairs = valid[:, :, None] & valid[:, None]
     # (G, 1, 1) neighbours that are there to be asked for
     number = valid.sum(dim=1).clamp(max=neighbours).clamp(1, most)[:, None, None]
+    # (G, n, k) distances to the nearest valid points, of which the first `number` count
     nearest = distance.masked_fill(~pairs, float("inf")).topk(min(most, points.shape[1]), largest=False).values
     # (G, n, most) mask of the neighbours that count
     used = torch.arange(nearest.shape[-1], device=points.device) < number
+    # (G, n) density; the points denser than point i are True in row i of (G, n, n)
     density = (-nearest.square().masked_fill(~used, 0).sum(dim=-1) / number[..., 0]).exp()
     denser = (density[:, None] > density[:, :, None]) & pairs
     # The densest point has no denser one: it gets the largest distance.
@@ -50,8 +52,10 @@ def gather_members(points: Tensor, nearness: Tensor, centres: Tensor, members: T
     Returns:
         Mean (G, n, D) of those who joined, float32, 0 where there are none, and their number (G, n).
     """
+    # (G, m) the centre that each candidate is nearest to
     best = nearness.masked_fill(~centres[..., None], float("-inf")).argmax(dim=1)
     number = torch.arange(centres.shape[1], device=centres.device)[:, None]
+    # (G, n, m) 1 where candidate m joins centre n
     joined = (best[:, None] == number) & members[:, None] & centres[..., None]
     count = joined.sum(dim=-1)
     # A product with 0 and 1 adds up in the same order every time, which scattering does not.

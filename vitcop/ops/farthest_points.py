@@ -34,11 +34,14 @@ def farthest_points(points: Tensor, weight: Tensor, count: int, window: int = WI
     Returns:
         (B, count) indices, ascending.
     """
+    # (W, n) places of each window, and which of them exist: the first windows may have one point more.
     index, present = _windows(points.shape[1], window, points.device)
+    # As many windows side by side as the largest block of distances allows.
     at_once = max(1, MATRIX_ELEMENTS // (len(points) * index.shape[1] ** 2))
     # Each window gives an equal share, some windows side by side.
     steps = -(-count // len(index))
     chosen = []
+    # (B * windows, n, D) and (B * windows, n): windows of all clips are one batch
     for places, there in zip(index.split(at_once), present.split(at_once), strict=True):
         # (B, windows * n) indices of these windows' points
         flat = places.flatten().expand(len(points), -1)
@@ -49,6 +52,7 @@ def farthest_points(points: Tensor, weight: Tensor, count: int, window: int = WI
             there.expand(len(points), -1, -1).reshape(shape),
             steps,
         )
+        # (B, windows, steps) places within the clip, from places within the window
         chosen.append(places.expand(len(points), -1, -1).gather(2, order.view(len(points), len(places), steps)))
     # One more than their share falls to the first windows, which are also those with one more point.
     return torch.cat(chosen, dim=1).transpose(1, 2).flatten(1)[:, :count].sort(dim=1).values
@@ -60,9 +64,11 @@ def nearest_point(points: Tensor, keep: Tensor) -> Tensor:
     A kept point has its own slot, and ties go to the lowest. Worked on in blocks of points, to bound the memory.
     """
     centres = take(points, keep)
+    # The nearest c has the least |c|^2 / 2 - pc: that is |p - c|^2 / 2 less |p|^2 / 2, the same for all c.
     half_square = centres.square().sum(dim=-1)[:, None] / 2
     block = max(1, MATRIX_ELEMENTS // (len(points) * keep.shape[1]))
     nearest = [(half_square - part @ centres.transpose(1, 2)).argmin(dim=2) for part in points.split(block, dim=1)]
+    # Set by hand: rounding could put a kept point nearer to its double.
     own = torch.arange(keep.shape[1], device=keep.device).expand_as(keep)
     return torch.cat(nearest, dim=1).scatter(1, keep, own)
 

@@ -27,6 +27,7 @@ CHANNELS = 512
 def taming(features: Tensor) -> Tensor:
     """Factors (...) that bring outliers among (B, ..., D) tokens to the clip's median length; 1 for all others."""
     length = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
+    # (B, 1, ..., 1) the clip's median length
     usual = length.flatten(1).median(dim=1).values.view(-1, *[1] * (length.dim() - 1))
     return torch.where(length > LOUD * usual, usual / length, 1.0)
 
@@ -46,14 +47,17 @@ def importance(
     for tokens in _centred(features, scale):
         square += _square(tokens)
         change += _square(tokens[:, 1:] - tokens[:, :-1])
+    # (B, 1, 1) the clip's mean of |y|^2, which all thresholds are measured in
     spread = square.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12)
     change /= 2 * spread
+    # A second pass, as scenes are known only once all changes are: distance from what the place shows in its scene.
     scene = find_scenes(change) if scenes else None
     # (B, F, N) squared distance from what the place shows over its scene
     away = torch.zeros_like(scale)
     for tokens in _centred(features, scale):
         away += _square(tokens - (scene.mean(tokens) if scene else tokens.mean(dim=1, keepdim=True)))
 
+    # Salient in the clip, and moving at its place, each at most 1.
     weight = (1 - motion) * (square / (SALIENT * spread)).clamp(max=1) + motion * (away / spread).clamp(max=1)
     changed = with_first_frame(change > CHANGED)
     # A token inside a run of unchanged content changes neither before nor after.
@@ -72,6 +76,7 @@ def find_scenes(change: Tensor) -> Segments:
     around = pad(usual, (1, 1), value=torch.inf)
     cut = (usual > CHANGED) & (usual > CUT_CONTRAST * torch.maximum(around[:, :-2], around[:, 2:]))
     frames = usual.shape[1] + 1
+    # Number of the equal piece that each frame is in; a step in it is a cut.
     part = torch.arange(frames, device=usual.device) * -(-frames // SCENE_FRAMES) // frames
     return Segments.from_starts(with_first_frame(cut | (part.diff() > 0)))
 

@@ -10,6 +10,7 @@ from vitcop.selection import Selection, true_indices
 
 def spread(count: int, frames: int) -> list[int]:
     """`count` tokens spread evenly over `frames` frames; with fewer tokens than frames, some get none."""
+    # Differences of rounded-down shares: they add up to `count` and differ by 1 at most.
     return [(frame + 1) * count // frames - frame * count // frames for frame in range(frames)]
 
 
@@ -41,6 +42,7 @@ def meet_count(mask: Tensor, score: Tensor, count: int) -> Tensor:
     Where too many are True, those of lowest score (B, V) are dropped; where too few, those of highest score are added.
     """
     order = score.argsort(dim=1, descending=True, stable=True)
+    # True entries first, each group still by falling score, so the first `count` are the answer.
     order = order.gather(1, (~mask.gather(1, order)).to(torch.int8).argsort(dim=1, stable=True))
     return torch.zeros_like(mask).scatter_(1, order[:, :count], True)
 

@@ -38,9 +38,11 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
     batch, heads, count, _ = queries.shape
     received = torch.zeros(batch, keys.shape[2], dtype=torch.float32, device=keys.device)
     transposed = keys.float().transpose(-1, -2)
+    # Rows of queries whose softmax over all keys fits into a block.
     block = max(1, BLOCK_ELEMENTS // (batch * heads * keys.shape[2]))
     for start in range(0, count, block):
         rows = queries[:, :, start : start + block].float() * scale
+        # (B, heads, rows, N) -> (B, N)
         received += (rows @ transposed).softmax(dim=-1).sum(dim=(1, 2))
     return received / (heads * count)
 
@@ -51,6 +53,7 @@ def attention_rows(queries: Tensor, keys: Tensor, scale: float, mask: Tensor | N
     Query head h reads key head h // (H / G). `mask` (B or 1, 1, Q or 1, S) is True where a key may be seen.
     """
     group = queries.shape[1] // keys.shape[1]
+    # (B, H, Q, S)
     logits = queries.float() @ keys.float().repeat_interleave(group, dim=1).transpose(-1, -2) * scale
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf"))

@@ -26,8 +26,10 @@ class Segments:
         """The runs that begin at the True frames of `starts` (B, F); the first frame always begins one."""
         frames = starts.shape[1]
         frame = torch.arange(frames, device=starts.device).expand_as(starts)
+        # A run ends where the next one begins, and at the last frame.
         ends = starts.roll(-1, dims=1)
         ends[:, -1] = True
+        # Each frame takes the nearest end at or after it: a running minimum from behind.
         last = torch.where(ends, frame, frames).flip(1).cummin(dim=1).values.flip(1)
         return cls(torch.where(starts, frame, 0).cummax(dim=1).values, last)
 
@@ -48,10 +50,12 @@ class Segments:
 
     def sum(self, values: Tensor) -> Tensor:
         """Total of whole numbers (B, F) over each frame's run."""
+        # Added up at the run's first frame, from where every frame reads it.
         return torch.zeros_like(values).scatter_add_(1, self.first, values).gather(1, self.first)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over each frame's run: (B, F, ...) -> (B, F, ...), float32."""
+        # (B, F, F) rows that average over the frames of the same run
         weight = self.same / self.length[..., None]
         return (weight @ values.float().flatten(2)).view_as(values)
 

@@ -48,6 +48,7 @@ def farthest_directions(
         # (G, 1, D); its row of distances is made now, and it can't be chosen again.
         point = points.gather(1, choice[:, None, None].expand(-1, 1, points.shape[-1]))
         distance = (1 - (points @ point.transpose(1, 2)).squeeze(-1)) * weight
+        # Minus infinity, so that it is never chosen again.
         nearest = torch.minimum(nearest, distance).scatter(1, choice[:, None], float("-inf"))
         choice = nearest.argmax(dim=1)
     return torch.stack(chosen, dim=1)
@@ -60,6 +61,7 @@ def _distance_to_nearest(points: Tensor, weight: Tensor) -> Tensor:
     found = []
     for start in range(0, count, block):
         columns = slice(start, start + block)
+        # (G, n, block) from all points to the block's
         distance = (1 - points @ points[:, columns].transpose(1, 2)) * weight[:, None, columns]
         found.append(distance.topk(min(2, count), dim=1, largest=False).values[:, -1])
     return torch.cat(found, dim=1)
