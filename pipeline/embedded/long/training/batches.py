@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from pipeline.embedded.long.questions import CAPTIONS, KINDS, ask, caption, clearly_in_corner, readable
+from pipeline.embedded.long.questions import CAPTIONS, KINDS, ask, caption, readable
 from pipeline.embedded.long.scenes import FRAME_SIZE, LETTERS, SHAPES, Scene, SceneObject, render, sample_scene
-from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS, soften
+from pipeline.embedded.scenes import COLORS, DIRECTIONS, soften
 from pipeline.embedded.training.architecture import PATCH_SIZE
 from pipeline.embedded.training.batches import (
     CAPTION_KIND,
@@ -31,22 +31,24 @@ RECENT = 3  # frames for which an object counts as new
 # Frame numbers are told apart finely at the start and by fours later; each group is a class.
 FRAME_GROUPS = np.array([0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36])
 
-# Labels, and how many values each has: of patches 0 stands for the background, of tokens only objects' are labelled.
-PATCH_LABELS = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "letter": len(LETTERS) + 1}
-TOKEN_LABELS = {
-    "color": len(COLORS),
-    "shape": len(SHAPES),
-    "letter": len(LETTERS) + 1,
-    "direction": len(DIRECTIONS) + 1,
-    "corner": len(POSITIONS),
-    "age": 3,
-    "time": len(FRAME_GROUPS),
-}
+# Labels and how many values each has, or None for a pair of lengths, across and down. Of patches 0 stands for the
+# background; of tokens only those of objects are labelled.
+PATCH_LABELS: dict[str, int | None] = {"color": len(COLORS) + 1, "shape": len(SHAPES) + 1, "letter": len(LETTERS) + 1}
+TOKEN_LOOKS: dict[str, int | None] = {
+    "color": len(COLORS), "shape": len(SHAPES), "letter": len(LETTERS) + 1, "place": None,
+}  # fmt: skip
+TOKEN_EVENTS: dict[str, int | None] = {
+    "letter": len(LETTERS) + 1, "direction": len(DIRECTIONS) + 1, "shift": None, "age": 3, "time": len(FRAME_GROUPS),
+}  # fmt: skip
+LENGTH_UNIT = 10  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class LongClips:
-    """pixels (clips, frames, 3, 80, 80); labels of patches (clips * frames, 100) and tokens (clips, frames * 25)."""
+    """pixels (clips, frames, 3, 80, 80); labels of patches (clips * frames, 100) and tokens (clips, frames * 25).
+
+    Labels that are lengths have one more axis, of two: across and down.
+    """
 
     pixels: torch.Tensor
     patches: dict[str, torch.Tensor]
@@ -105,27 +107,31 @@ def _looks(scene: Scene) -> dict[str, list[int]]:
 def token_labels(scene: Scene, times: np.ndarray, owner: np.ndarray) -> dict[str, np.ndarray]:
     """What can be known of an object at each of its tokens (1, frames * tokens) from this frame and those before.
 
-    Background has no label (IGNORE), nor has what does not show yet (the direction of an object seen for the first
-    time) or not clearly (its corner, near the middle of the frame).
+    Background has no label (IGNORE), nor has the direction of an object that is seen for the first time.
+    `place` is the centre's distance from that of the frame, `shift` is how far the object has moved by itself.
     """
     owners = cell_owners(owner, TOKEN_SIZE, len(scene.objects), least=TOKEN_SIZE**2 / 20)
     looks = _looks(scene)
-    # A table (objects + 1, frames) for each label; row 0 is the background.
-    tables = {name: np.full((len(scene.objects) + 1, len(times)), IGNORE) for name in TOKEN_LABELS}
+    shape = len(scene.objects) + 1, len(times)  # a table for each label; row 0 is the background
+    tables = {name: np.full(shape, IGNORE) for name in ("color", "shape", "letter", "direction", "age", "time")}
+    tables |= {name: np.full((*shape, 2), IGNORE, np.float32) for name in ("place", "shift")}
     for index, item in enumerate(scene.objects):
         row = index + 1
         tables["color"][row], tables["shape"][row] = looks["color"][index], looks["shape"][index]
         tables["letter"][row] = looks["letter"][index] + 1
         tables["time"][row] = np.searchsorted(FRAME_GROUPS, np.arange(len(times)), side="right") - 1
+        step = np.array(DIRECTIONS[item.direction]) if item.direction else np.zeros(2)
         seen = np.flatnonzero([item.visible(time) for time in times])
         for number, frame in enumerate(seen):
             tables["age"][row, frame] = 0 if seen[0] == 0 else 1 if number < RECENT else 2
             if number:
                 tables["direction"][row, frame] = _direction(item)
-            if clearly_in_corner(item, times[frame]):
-                tables["corner"][row, frame] = POSITIONS.index(item.position(times[frame]))
+            way = item.distance * (times[frame] - times[seen[0]]) / (item.end - item.start)
+            tables["shift"][row, frame] = step * way / LENGTH_UNIT
+            tables["place"][row, frame] = (np.array(item.center(times[frame])) - FRAME_SIZE / 2) / LENGTH_UNIT
     frames = np.arange(len(times))[:, None]
-    return {name: table[owners, frames].reshape(1, -1) for name, table in tables.items()}
+    tokens = {name: table[owners, frames] for name, table in tables.items()}
+    return {name: value.reshape(1, -1, *value.shape[2:]) for name, value in tokens.items()}
 
 
 def _direction(item: SceneObject) -> int:

@@ -5,9 +5,9 @@ data from (seed, rank, step), so a run that is stopped and started again goes on
 
 The curriculum goes from patches to single frames and four frames, where motion and letters break away, and from there
 in small steps to 32 frames; at last four layers are appended. A stage may end early, when its gate is passed. No token
-is ever dropped. What is learned besides answers and captions are labels: of patches after the vision tower, and of
-visual tokens after layer 4 of the language model (what an object is, where it moves, when). Their heads are thrown
-away.
+is ever dropped. What is learned besides answers and captions are labels: of patches, of visual tokens as they enter the
+language model (what object, where), and of visual tokens after layer 4 (where it moves, since when, what time it is).
+Their heads are thrown away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from transformers.utils.logging import disable_progress_bar
 from pipeline.embedded import MODEL_DIR as FIRST_MODEL
 from pipeline.embedded.long.questions import KINDS, vocabulary
 from pipeline.embedded.long.scenes import FRAME_SIZE
-from pipeline.embedded.long.training.batches import PATCH_LABELS, TOKEN_LABELS, sample_clips, sample_text
+from pipeline.embedded.long.training.batches import PATCH_LABELS, TOKEN_EVENTS, TOKEN_LOOKS, sample_clips, sample_text
 from pipeline.embedded.long.training.growth import grown, warm_start
 from pipeline.embedded.training.architecture import build_model, save_checkpoint
 from pipeline.embedded.training.batches import CAPTION_KIND, IGNORE, TextRow, prompt_prefix
@@ -42,7 +42,7 @@ from pipeline.embedded.training.train import average_gradients, make_optimizers
 
 CHECKPOINT = "training.pt"
 WARMUP_STEPS = 30
-BACKGROUND_WEIGHT = 0.15
+NOTHING_WEIGHT = 0.15
 LABEL_DEPTH = 4  # layers before the heads of visual tokens
 EXIT_DEPTH = 8  # layers before the answer's second loss, so that the layers after it need not see the video
 EXIT_WEIGHT = 0.5
@@ -93,28 +93,28 @@ EVERYTHING = dict.fromkeys(KINDS, 2.0) | RARELY | {
 STAGES = (
     Stage(name="patches", steps=450, frames=(2,), budget=32, start_rate=2e-3, end_rate=1.5e-3, language=False),
     Stage(
-        name="basics", steps=800, frames=(1, 4, 4), budget=56, start_rate=2e-3, end_rate=1.7e-3, questions=5,
-        captions=1, static_camera=0.7, emphasis=BASICS, least=300,
+        name="basics", steps=700, frames=(1, 4, 4), budget=56, start_rate=2e-3, end_rate=1.7e-3, questions=5,
+        captions=1, static_camera=0.7, emphasis=BASICS, least=200,
         gate={"letter": 0.85, "moving_color": 0.9, "moving_shape": 0.9, "moving_direction": 0.85},
     ),
     Stage(
-        name="events", steps=650, frames=(4, 8, 8), budget=64, start_rate=1.7e-3, end_rate=1.5e-3, emphasis=EVENTS,
-        least=300,
+        name="events", steps=600, frames=(4, 8, 8), budget=64, start_rate=1.7e-3, end_rate=1.5e-3, emphasis=EVENTS,
+        least=200,
         gate={"moving_direction": 0.85, "flash_time": 0.85, "position": 0.85, "late_color": 0.85, "left_color": 0.85,
               "flash_color": 0.85, "letter": 0.85},
     ),
     Stage(
-        name="lengths", steps=600, frames=(4, 8, 16), budget=64, start_rate=1.5e-3, end_rate=1.3e-3, emphasis=EVENTS,
-        least=250,
+        name="lengths", steps=500, frames=(4, 8, 16), budget=64, start_rate=1.5e-3, end_rate=1.3e-3, emphasis=EVENTS,
+        least=200,
         gate={"moving_direction": 0.85, "flash_time": 0.85, "position": 0.85, "late_color": 0.85, "left_color": 0.85,
               "flash_color": 0.85, "letter": 0.85},
     ),
     Stage(
-        name="long", steps=900, frames=(8, 16, 32, 32), budget=96, start_rate=1.3e-3, end_rate=7e-4,
+        name="long", steps=750, frames=(8, 16, 32, 32), budget=96, start_rate=1.3e-3, end_rate=7e-4,
         emphasis=EVERYTHING,
     ),
     Stage(
-        name="deep", steps=800, frames=(16, 32, 32), budget=96, start_rate=7e-4, end_rate=2e-5, layers=12,
+        name="deep", steps=600, frames=(16, 32, 32), budget=96, start_rate=7e-4, end_rate=2e-5, layers=12,
         emphasis=EVERYTHING, label_weight=0.05,
     ),
 )  # fmt: skip
@@ -131,7 +131,8 @@ class Trainee(nn.Module):
         )
         config = self.model.config
         self.patch_heads = _heads(config.vision_config.hidden_size, PATCH_LABELS)
-        self.token_heads = _heads(config.text_config.hidden_size, TOKEN_LABELS)
+        self.look_heads = _heads(config.text_config.hidden_size, TOKEN_LOOKS)
+        self.event_heads = _heads(config.text_config.hidden_size, TOKEN_EVENTS)
         self.prefix = prompt_prefix(self.tokenizer)
 
     @property
@@ -139,8 +140,8 @@ class Trainee(nn.Module):
         return self.model.config.text_config.num_hidden_layers
 
 
-def _heads(width: int, labels: Mapping[str, int]) -> nn.ModuleDict:
-    return nn.ModuleDict({name: nn.Linear(width, values) for name, values in labels.items()})
+def _heads(width: int, labels: Mapping[str, int | None]) -> nn.ModuleDict:
+    return nn.ModuleDict({name: nn.Linear(width, values or 2) for name, values in labels.items()})
 
 
 @dataclass
@@ -164,20 +165,28 @@ class Record:
 
 
 def label_loss(
-    heads: nn.ModuleDict, states: torch.Tensor, labels: dict[str, torch.Tensor], background: bool, record: Record
+    heads: nn.ModuleDict, states: torch.Tensor, labels: dict[str, torch.Tensor], where: str, record: Record
 ) -> torch.Tensor:
-    """The sum over all heads of the cross-entropy on states (..., width); label 0 counts little as `background`."""
-    kind = "patch" if background else "token"
+    """The sum of all heads' losses on states (..., width): cross-entropy, or of lengths the smooth L1 distance.
+
+    Where there is nothing (background, no letter, no motion) the label is 0 and counts little.
+    """
     loss = states.new_zeros(())
     for name, head in heads.items():
-        known = labels[name] != IGNORE
-        logits, targets = head(states[known]), labels[name][known]
+        label = labels[name]
+        known = label != IGNORE
+        if label.is_floating_point():
+            given, target = head(states)[known], label[known]
+            loss = loss + F.smooth_l1_loss(given, target, beta=0.3)
+            record.values[f"{where}_{name}"].append((given - target).abs().mean().item())
+            continue
+        logits, target = head(states[known]), label[known]
         weight = torch.ones(logits.shape[-1])
-        weight[0] = BACKGROUND_WEIGHT if background else 1.0
-        entropy = F.cross_entropy(logits, targets, weight, reduction="sum")
-        loss = loss + entropy / weight[targets].sum().clamp(min=1)
-        shown = targets > 0 if background or name == "direction" else targets >= 0
-        record.values[f"{kind}_{name}"] += (logits.argmax(-1) == targets)[shown].tolist()
+        weight[0] = NOTHING_WEIGHT if where == "patch" or name in ("letter", "direction") else 1.0
+        entropy = F.cross_entropy(logits, target, weight, reduction="sum")
+        loss = loss + entropy / weight[target].sum().clamp(min=1)
+        shown = target > 0 if weight[0] < 1 else target >= 0
+        record.values[f"{where}_{name}"] += (logits.argmax(-1) == target)[shown].tolist()
     return loss
 
 
@@ -189,7 +198,7 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, frames:
     clips = min(MOST_CLIPS, max(1, stage.budget // frames))
     data, scenes = sample_clips(rng, clips=clips, frames=frames, static_camera=stage.static_camera)
     features = patch_features(trainee.model, data.pixels)
-    labels = label_loss(trainee.patch_heads, features, data.patches, True, record)
+    labels = label_loss(trainee.patch_heads, features, data.patches, "patch", record)
     counts: Counter[tuple[str, int]] = Counter()
     loss = labels
     if stage.language:
@@ -199,10 +208,13 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, frames:
         )  # fmt: skip
         visual = visual_tokens(trainee.model, features, clips)
         outputs = list(layer_outputs(trainee.model, trainee.prefix, visual, text, {}))
-        start = trainee.prefix.shape[1]
-        tokens = outputs[LABEL_DEPTH - 1][:, start : start + visual.shape[1] - 1]  # without the newline
-        normed = F.rms_norm(tokens, tokens.shape[-1:])
-        labels = labels + label_loss(trainee.token_heads, normed, data.tokens, False, record)
+        start, stop = trainee.prefix.shape[1], trainee.prefix.shape[1] + visual.shape[1] - 1  # without the newline
+        for heads, tokens in (
+            (trainee.look_heads, visual[:, :-1]),
+            (trainee.event_heads, outputs[LABEL_DEPTH - 1][:, start:stop]),
+        ):
+            normed = F.rms_norm(tokens, tokens.shape[-1:])
+            labels = labels + label_loss(heads, normed, data.tokens, "token", record)
         loss = stage.label_weight * labels + answer_loss(trainee, outputs[-1], text, record, counts)
         if len(outputs) > EXIT_DEPTH:
             loss = loss + EXIT_WEIGHT * answer_loss(trainee, outputs[EXIT_DEPTH - 1], text, record, None)
@@ -317,9 +329,8 @@ def run(rank: int, ranks: int, output: Path, seed: int, log_every: int = 25, sav
     torch.set_num_threads(1)
     disable_progress_bar()
     if ranks > 1:
-        rendezvous = (
-            output.resolve() / f"rendezvous-{os.getppid()}"
-        )  # a name of its own, should workers of a killed run live on
+        # A name of its own, should workers of a killed run live on.
+        rendezvous = output.resolve() / f"rendezvous-{os.getppid()}"
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     Run(rank, ranks, output, seed).train(log_every, save_every)
 
