@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from pipeline.embedded.training.architecture import build_model
 def warm_start(model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
     """Copy what fits from a smaller checkpoint: tower, projector, layers, and the words that both vocabularies have.
 
-    Of the position table, which has a row for each place of a square grid, the top left part is taken. Words that
-    the source does not know keep their first weights.
+    The source's position table, a twelfth as large as what patches look like, hardly says where a patch is: motion of
+    a few pixels cannot be learned from it, so `grid_encoding` takes its place. Words that the source does not know
+    keep their first weights.
     """
     old = AutoModelForImageTextToText.from_pretrained(source).state_dict()
     words, known = tokenizer.get_vocab(), AutoTokenizer.from_pretrained(source).get_vocab()
@@ -32,10 +34,19 @@ def warm_start(model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrai
             common = words.keys() & known.keys()
             value[[words[word] for word in common]] = old[name][[known[word] for word in common]]
         elif name.endswith("position_embedding.weight"):
-            side, old_side = (round(len(table) ** 0.5) for table in (value, old[name]))
-            value.copy_(old[name].unflatten(0, (old_side, old_side))[:side, :side].flatten(0, 1))
+            value.copy_(grid_encoding(round(len(value) ** 0.5), value.shape[1]))
         else:
             value.copy_(old[name])
+
+
+def grid_encoding(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines (side * side, width) of rows and columns, from half a wave over the grid to waves of two."""
+    count = width // 4
+    frequencies = torch.pi * torch.logspace(-math.log2(side), 0, count, base=2)
+    angles = torch.arange(side)[:, None] * frequencies
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, width / 2)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)
 
 
 @torch.no_grad()

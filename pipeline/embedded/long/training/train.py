@@ -152,7 +152,7 @@ class Record:
     window: deque[list[float]] = field(default_factory=lambda: deque(maxlen=GATE_WINDOW))
 
     def line(self) -> str:
-        means = " ".join(f"{name} {np.mean(values):.2f}" for name, values in sorted(self.values.items()))
+        means = " ".join(f"{name} {np.mean(values):.2f}" for name, values in sorted(self.values.items()) if values)
         self.values.clear()
         return means
 
@@ -198,7 +198,9 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, frames:
     clips = min(MOST_CLIPS, max(1, stage.budget // frames))
     data, scenes = sample_clips(rng, clips=clips, frames=frames, static_camera=stage.static_camera)
     features = patch_features(trainee.model, data.pixels)
+    visual = visual_tokens(trainee.model, features, clips)
     labels = label_loss(trainee.patch_heads, features, data.patches, "patch", record)
+    labels = labels + label_loss(trainee.look_heads, _normed(visual[:, :-1]), data.tokens, "look", record)
     counts: Counter[tuple[str, int]] = Counter()
     loss = labels
     if stage.language:
@@ -206,20 +208,19 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, frames:
             rng, trainee.tokenizer, scenes, questions=stage.questions, captions=stage.captions,
             emphasis=stage.emphasis,
         )  # fmt: skip
-        visual = visual_tokens(trainee.model, features, clips)
         outputs = list(layer_outputs(trainee.model, trainee.prefix, visual, text, {}))
-        start, stop = trainee.prefix.shape[1], trainee.prefix.shape[1] + visual.shape[1] - 1  # without the newline
-        for heads, tokens in (
-            (trainee.look_heads, visual[:, :-1]),
-            (trainee.event_heads, outputs[LABEL_DEPTH - 1][:, start:stop]),
-        ):
-            normed = F.rms_norm(tokens, tokens.shape[-1:])
-            labels = labels + label_loss(heads, normed, data.tokens, "token", record)
+        start = trainee.prefix.shape[1]
+        tokens = outputs[LABEL_DEPTH - 1][:, start : start + visual.shape[1] - 1]  # without the newline
+        labels = labels + label_loss(trainee.event_heads, _normed(tokens), data.tokens, "event", record)
         loss = stage.label_weight * labels + answer_loss(trainee, outputs[-1], text, record, counts)
         if len(outputs) > EXIT_DEPTH:
             loss = loss + EXIT_WEIGHT * answer_loss(trainee, outputs[EXIT_DEPTH - 1], text, record, None)
     loss.backward()
     return [counts[group, kind] for group in ("right", "asked") for kind in range(len(KINDS))]
+
+
+def _normed(states: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(states, states.shape[-1:])
 
 
 def answer_loss(
