@@ -65,7 +65,7 @@ def write_clips(directory: Path, clips: Iterable[RenderedClip]) -> Path:
             name = f"clip-{number:04d}"
             encode_video(directory / f"{name}.mp4", clip.frames)
             for question in clip.questions:
-                row = {
+                row: dict[str, object] = {
                     "video": f"{name}.mp4",
                     "sample_id": f"{name}-{question.kind}",
                     "question": question.text,
@@ -73,7 +73,7 @@ def write_clips(directory: Path, clips: Iterable[RenderedClip]) -> Path:
                     "answer": question.answer,
                     "kind": question.kind,
                 }
-                lines.write(json.dumps(row | clip.columns) + "\n")
+                lines.write(json.dumps({**row, **clip.columns}) + "\n")
     return manifest
 
 

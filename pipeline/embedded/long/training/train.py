@@ -110,11 +110,11 @@ STAGES = (
               "flash_color": 0.85, "letter": 0.85},
     ),
     Stage(
-        name="long", steps=750, frames=(8, 16, 32, 32), budget=96, start_rate=1.3e-3, end_rate=7e-4,
+        name="long", steps=1000, frames=(8, 16, 32, 32), budget=96, start_rate=1.3e-3, end_rate=7e-4,
         emphasis=EVERYTHING,
     ),
     Stage(
-        name="deep", steps=600, frames=(16, 32, 32), budget=96, start_rate=7e-4, end_rate=2e-5, layers=12,
+        name="deep", steps=1000, frames=(16, 32, 32), budget=96, start_rate=7e-4, end_rate=2e-5, layers=12,
         emphasis=EVERYTHING, label_weight=0.05,
     ),
 )  # fmt: skip
@@ -343,6 +343,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2, help="another number gives other weights")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    for left_over in arguments.output.glob("rendezvous-*"):
+        left_over.unlink()
     os.environ["OMP_NUM_THREADS"] = "1"
     mp.spawn(run, args=(arguments.processes, arguments.output, arguments.seed), nprocs=arguments.processes)
 
