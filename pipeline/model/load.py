@@ -172,6 +172,11 @@ def _local_folder(model: str, revision: str | None = None) -> Path | None:
     """The folder of a model that is on disk; None for a hub id."""
     folder = MODEL_DIRS.get(model, Path(model).expanduser())
     if not folder.is_dir():
+        if model in MODEL_DIRS:
+            raise ConfigError(
+                f"--model {model}: its weights are not in {folder}; {folder.parent / 'README.md'} has the command that "
+                "trains them, and --model takes the folder that it writes"
+            )
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             raise ConfigError(f"--model {model}: there is no such folder")
         return None
