@@ -62,7 +62,7 @@ class ModelConfig:
     """Which checkpoint answers, and how it is loaded."""
 
     model: str = "embedded"
-    """`embedded`, a local folder, or a Hugging Face model id."""
+    """`embedded`, `embedded-long` (give it 32 frames), a local folder, or a Hugging Face model id."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

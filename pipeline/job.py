@@ -328,7 +328,7 @@ def read_manifest(job: Job) -> Manifest:
     settings = job.config.input
     templates = [template for template in message_templates(job.config.answer) if template is not None]
     manifest = load_manifest(
-        settings.manifest or rendered_demo(job.output / "videos", job.demo_clips),
+        settings.manifest or rendered_demo(job.output / "videos", job.demo_clips, job.config.model.model),
         reserved=job.schema.names,
         limit=settings.limit,
         bad_rows=settings.bad_rows,
@@ -354,8 +354,10 @@ def rows_of_manifest(manifest: Manifest, table: pa.Table) -> pa.Table:
     return table.filter(pa.array([name in ids for name in table["sample_id"].to_pylist()], pa.bool_()))
 
 
-def rendered_demo(folder: Path, clips: int) -> str:
-    """The manifest of rendered videos; they are made once."""
-    from pipeline.embedded.demo import render_demo
+def rendered_demo(folder: Path, clips: int, model: str) -> str:
+    """The manifest of rendered videos, which are made once: of long scenes for the embedded model that knows them."""
+    from pipeline.embedded import demo
+    from pipeline.embedded.long import demo as long_demo
 
-    return str(render_demo(folder, clips))
+    write = long_demo.write_dataset if model == "embedded-long" else demo.write_dataset
+    return str(demo.render_demo(folder, clips, write))

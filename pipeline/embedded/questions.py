@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,12 @@ def vocabulary() -> list[str]:
     """Every word and punctuation mark of questions, answers and captions, sorted."""
     texts = [text for wordings in WORDINGS.values() for text in wordings]
     texts += [*CAPTIONS.values(), *EVENTS.values()] + [text for values in ANSWERS.values() for text in values]
-    return sorted({word for text in texts for word in re.findall(r"\w+|[.?]", re.sub(r"\{\w+\}", "", text.lower()))})
+    return words_of(texts)
+
+
+def words_of(texts: Iterable[str]) -> list[str]:
+    """The words and punctuation marks of lower-cased texts, sorted; what stands in braces is filled in later."""
+    return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", "", text.lower()))})
 
 
 def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[Question]:
@@ -127,9 +132,13 @@ def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Itera
 
 
 def _options(kind: str, answer: str, scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
-    """Up to four shuffled options; things that the scene does show come first among the wrong ones."""
-    wrong = [text for text in ANSWERS[answer_type(kind)] if text != answer]
     shown = {item.color for item in scene.objects} | {item.shape for item in scene.objects}
+    return draw_options(ANSWERS[answer_type(kind)], answer, shown, rng)
+
+
+def draw_options(answers: Sequence[str], answer: str, shown: set[str], rng: np.random.Generator) -> tuple[str, ...]:
+    """Up to four shuffled options; things that the scene does show come first among the wrong ones."""
+    wrong = [text for text in answers if text != answer]
     order = rng.permutation(len(wrong))
     chosen = sorted((wrong[i] for i in order), key=lambda text: text not in shown)[: MAX_OPTIONS - 1]
     return tuple(str(text) for text in rng.permutation([answer, *chosen]))

@@ -136,7 +136,7 @@ def render(scene: Scene, times: np.ndarray, size: int = FRAME_SIZE) -> tuple[np.
     """
     rng = np.random.default_rng(scene.texture_seed)
     hues = [np.clip(np.array(COLORS[item.color]) + rng.normal(0, 8, 3), 0, 255) for item in scene.objects]
-    frames = np.repeat(_background(rng, size)[None], len(times), axis=0)
+    frames = np.repeat(background(rng, size)[None], len(times), axis=0)
     owner = np.zeros(frames.shape[:3], np.int8)
     for index, item in enumerate(scene.objects):
         for frame, time in enumerate(times):
@@ -153,14 +153,14 @@ def _draw(frame: np.ndarray, owner: np.ndarray, label: int, item: SceneObject, h
     right, bottom = int((x + reach) * scale) + 1, int((y + reach) * scale) + 1
     grid_x = (np.arange(left, right, dtype=np.float32) + 0.5) / scale - np.float32(x)
     grid_y = (np.arange(top, bottom, dtype=np.float32) + 0.5) / scale - np.float32(y)
-    distance = _signed_distance(item.shape, grid_x[None, :], grid_y[:, None], item.radius)
+    distance = signed_distance(item.shape, grid_x[None, :], grid_y[:, None], item.radius)
     alpha = np.clip(0.5 - distance * scale, 0, 1)
     window = frame[top:bottom, left:right]
     window += alpha[..., None] * (hue.astype(np.float32) - window)
     owner[top:bottom, left:right][alpha > 0.5] = label
 
 
-def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Distance in pixels to the outline of a shape around the origin, negative inside."""
     across, along = np.abs(x), np.abs(y)
     if shape == "circle":
@@ -180,7 +180,7 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) ->
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A muted texture (size, size, 3): smooth colour, finer grain and a few rectangles."""
     coarse = rng.normal(0, 1, (5, 5, 3)).astype(np.float32)
     coarse = 1.5 * coarse.mean(-1, keepdims=True) + 0.6 * coarse
@@ -212,6 +212,14 @@ def _stretch_weights(source: int, size: int) -> np.ndarray:
 
 def degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Frames (T, H, W, 3) as after a codec and a resize: some blurred colour, soft or sharp edges, noise."""
+    frames = soften(frames, rng)
+    if rng.random() < 0.7:
+        frames = frames + rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(rng.uniform(0, 5))
+    return np.clip(frames, 0, 255)
+
+
+def soften(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Frames (T, H, W, 3) with halved chroma and soft or sharp edges, each at random; values may leave [0, 255]."""
     if rng.random() < 0.6:
         luma = frames.mean(-1, keepdims=True)
         chroma = frames - luma
@@ -223,6 +231,4 @@ def degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             padded = np.concatenate([frames.take([0], axis), frames, frames.take([-1], axis)], axis)
             before, after = (padded.take(range(o, o + frames.shape[axis]), axis) for o in (0, 2))
             frames = frames + amount * (before + after - 2 * frames)
-    if rng.random() < 0.7:
-        frames = frames + rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(rng.uniform(0, 5))
-    return np.clip(frames, 0, 255)
+    return frames

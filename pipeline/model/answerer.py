@@ -11,11 +11,11 @@ import torch
 from pipeline.config import JobConfig
 from pipeline.decoding import TimedVideo, decode_clip
 from pipeline.manifest import Clip
+from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
 from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
-from pipeline.model.admission import RowLimit
 from pipeline.output import error_columns
 
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from pipeline.config import CALIBRATED, AnswerConfig, PruneConfig
 from pipeline.errors import ConfigError
+from pipeline.model.admission import RowLimit
 from pipeline.model.answer import Answer
 from pipeline.model.forms import Forms
 from pipeline.model.frames import FrameSize
 from pipeline.model.load import LoadedModel
 from pipeline.model.prefix import ModelInputs
 from pipeline.model.prompt import PromptBuilder, Question
-from pipeline.model.admission import RowLimit
 from pipeline.model.session import Session
 from pipeline.video import DecodedVideo
 from vitcop import Method, PrefillRecord, ProfileError, UnsupportedModelError, VisionCache, get_method, prune

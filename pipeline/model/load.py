@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from pipeline.config import ChoiceScoring
-from pipeline.embedded import MODEL_DIR
+from pipeline.embedded import MODEL_DIRS
 from pipeline.errors import ConfigError
 from pipeline.model.frames import FrameProcessor, load_frame_processor
 
@@ -87,7 +87,7 @@ def load_model(
     """Load a video language model.
 
     Args:
-        model: `embedded`, a local folder or a hub id.
+        model: `embedded`, `embedded-long`, a local folder or a hub id.
         revision: branch, tag or commit; hub ids only.
         dtype: `auto` (as the checkpoint says) or the name of a torch type.
         device: `auto` (the GPU, or the CPU when there is none) or a torch device.
@@ -172,8 +172,13 @@ def folder_hash(folder: Path) -> str:
 
 def _local_folder(model: str, revision: str | None = None) -> Path | None:
     """The folder of a model that is on disk; None for a hub id."""
-    folder = MODEL_DIR if model == EMBEDDED else Path(model).expanduser()
+    folder = MODEL_DIRS.get(model, Path(model).expanduser())
     if not folder.is_dir():
+        if model in MODEL_DIRS:
+            raise ConfigError(
+                f"--model {model}: its weights are not in {folder}; {folder.parent / 'README.md'} has the command that "
+                "trains them, and --model takes the folder that it writes"
+            )
         # Hub ids have one slash at most, so anything else can only be meant as a folder.
         if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
             raise ConfigError(f"--model {model}: there is no such folder")
@@ -208,7 +213,8 @@ def _checkpoint_folder(model: str, revision: str | None) -> Path:
 
 def _unreachable(model: str, revision: str | None, error: Exception) -> ConfigError:
     at = f" at revision {revision}" if revision else ""
-    return ConfigError(f"--model {model}{at} is neither `embedded`, nor a local folder, nor found on the hub: {error}")
+    own = ", ".join(MODEL_DIRS)
+    return ConfigError(f"--model {model}{at} is neither {own}, nor a local folder, nor found on the hub: {error}")
 
 
 def _resolve_device(device: str) -> torch.device:

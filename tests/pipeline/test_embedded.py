@@ -159,8 +159,8 @@ def test_the_tokenizer_knows_every_word_in_any_case_and_spacing(tokenizer):
 
 
 def test_the_saved_tokenizer_is_the_one_that_the_code_builds(tokenizer):
-    assert tokenizer.get_vocab() == build_tokenizer().get_vocab()
-    assert tokenizer.chat_template == build_tokenizer().chat_template
+    assert tokenizer.get_vocab() == build_tokenizer(vocabulary()).get_vocab()
+    assert tokenizer.chat_template == build_tokenizer(vocabulary()).chat_template
     assert set(vocabulary()) < set(tokenizer.get_vocab())
 
 
@@ -177,7 +177,7 @@ def test_the_folder_is_an_ordinary_small_checkpoint(model, tokenizer):
     assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) < 10e6
     assert model.config.text_config.num_hidden_layers == 8
     assert model.config.video_token_id == tokenizer.video_token_id
-    built = build_config(build_tokenizer())
+    built = build_config(build_tokenizer(vocabulary()))
     for part in ("vision_config", "text_config"):
         saved, expected = getattr(model.config, part).to_dict(), getattr(built, part).to_dict()
         assert {k: v for k, v in saved.items() if k != "dtype"} == {k: v for k, v in expected.items() if k != "dtype"}
@@ -226,7 +226,7 @@ def test_the_learning_rate_warms_up_and_falls():
 
 
 def test_a_saved_model_loads_with_equal_weights(tmp_path):
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(vocabulary())
     model = build_model(tokenizer, seed=3)
     save_checkpoint(model, tokenizer, tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -244,7 +244,7 @@ def test_a_continued_training_run_gives_the_weights_of_an_unbroken_one(tmp_path,
             monkeypatch.setattr(train, "STAGES", plan)
             run(0, 1, tmp_path / name, seed=0, log_every=1)
     first, second = (AutoModelForImageTextToText.from_pretrained(tmp_path / n) for n in ("unbroken", "continued"))
-    untrained = build_model(build_tokenizer(), seed=0).state_dict()
+    untrained = build_model(build_tokenizer(vocabulary()), seed=0).state_dict()
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert not torch.equal(first.lm_head.weight, untrained["lm_head.weight"])

@@ -1,4 +1,4 @@
-"""The embedded model's shape, its first weights, and the checkpoint folder around them."""
+"""The shape of both embedded models, their first weights, and the checkpoint folder around them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ GRID = FRAME_SIZE // PATCH_SIZE
 TOKENS_PER_FRAME = (GRID // 2) ** 2
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfig:
-    """SigLIP with 4 layers of width 64 and Qwen2 with 8 layers of width 96."""
+def build_config(
+    tokenizer: PreTrainedTokenizerFast, *, frame_size: int = FRAME_SIZE, layers: int = 8
+) -> LlavaOnevisionConfig:
+    """SigLIP with 4 layers of width 64 and Qwen2 with `layers` layers of width 96."""
     vision = SiglipVisionConfig(
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=4,
         num_attention_heads=4,
-        image_size=FRAME_SIZE,
+        image_size=frame_size,
         patch_size=PATCH_SIZE,
         vision_use_head=False,
     )
@@ -37,10 +39,10 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfig:
         vocab_size=len(tokenizer),
         hidden_size=96,
         intermediate_size=192,
-        num_hidden_layers=8,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=None,
@@ -55,15 +57,17 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> LlavaOnevisionConfig:
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
-        image_grid_pinpoints=[[FRAME_SIZE, FRAME_SIZE]],
+        image_grid_pinpoints=[[frame_size, frame_size]],
         choice_scoring="likelihood",  # options are no part of the questions that it is trained on
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlavaOnevisionForConditionalGeneration:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, seed: int, *, frame_size: int = FRAME_SIZE, layers: int = 8
+) -> LlavaOnevisionForConditionalGeneration:
     """An untrained model; the narrow language model starts with weights of standard deviation 0.05, not 0.02."""
     torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(build_config(tokenizer))
+    model = LlavaOnevisionForConditionalGeneration(build_config(tokenizer, frame_size=frame_size, layers=layers))
     with torch.no_grad():
         for parameter in model.model.language_model.parameters():
             if parameter.dim() == 2:
@@ -79,9 +83,10 @@ def save_checkpoint(
     model.save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(directory)
+    size = model.config.vision_config.image_size
     pixels = {
         "do_resize": True,
-        "size": {"height": FRAME_SIZE, "width": FRAME_SIZE},
+        "size": {"height": size, "width": size},
         "resample": 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -93,7 +98,7 @@ def save_checkpoint(
     image = pixels | {
         "image_processor_type": "LlavaOnevisionImageProcessor",
         "processor_class": "LlavaOnevisionProcessor",
-        "image_grid_pinpoints": [[FRAME_SIZE, FRAME_SIZE]],
+        "image_grid_pinpoints": [[size, size]],
         "do_pad": True,
     }
     video = pixels | {
@@ -103,7 +108,7 @@ def save_checkpoint(
     }
     processor = {
         "processor_class": "LlavaOnevisionProcessor",
-        "num_image_tokens": GRID**2,
+        "num_image_tokens": (size // PATCH_SIZE) ** 2,
         "vision_feature_select_strategy": "full",
         "image_token": "<image>",
         "video_token": "<video>",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +13,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
 from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
-from pipeline.embedded.training.architecture import GRID, PATCH_SIZE
+from pipeline.embedded.training.architecture import PATCH_SIZE
 from pipeline.embedded.training.tokenizer import TURN_END, TURN_START
 
 IGNORE = -100
@@ -91,15 +91,23 @@ def sample_clips(
 
 def patch_labels(scene: Scene, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colour and shape (frames, patches) of the object that covers most of a patch, 0 below a tenth of it."""
-    frames = owner.shape[0]
-    patches = (
-        owner.reshape(frames, GRID, PATCH_SIZE, GRID, PATCH_SIZE).transpose(0, 1, 3, 2, 4).reshape(frames, GRID**2, -1)
+    owners = cell_owners(owner, PATCH_SIZE, len(scene.objects), least=PATCH_SIZE**2 / 10)
+    colors = np.array([0, *(list(COLORS).index(item.color) + 1 for item in scene.objects)])
+    shapes = np.array([0, *(SHAPES.index(item.shape) + 1 for item in scene.objects)])
+    return colors[owners], shapes[owners]
+
+
+def cell_owners(owner: np.ndarray, cell: int, objects: int, least: float) -> np.ndarray:
+    """Pixels' owners (frames, H, W) to those of square cells (frames, cells), row by row.
+
+    A cell belongs to the object that covers most of it, and to nobody (0) where that is less than `least` pixels.
+    """
+    frames, rows, columns = (side // (cell if axis else 1) for axis, side in enumerate(owner.shape))
+    cells = (
+        owner.reshape(frames, rows, cell, columns, cell).transpose(0, 1, 3, 2, 4).reshape(frames, rows * columns, -1)
     )
-    covered = np.stack([(patches == index + 1).sum(-1) for index in range(len(scene.objects))], axis=-1)
-    biggest, enough = covered.argmax(-1), covered.max(-1) >= PATCH_SIZE**2 / 10
-    colors = np.array([list(COLORS).index(item.color) + 1 for item in scene.objects])[biggest] * enough
-    shapes = np.array([SHAPES.index(item.shape) + 1 for item in scene.objects])[biggest] * enough
-    return colors, shapes
+    covered = np.stack([(cells == index + 1).sum(-1) for index in range(objects)], axis=-1)
+    return np.where(covered.max(-1) >= least, covered.argmax(-1) + 1, 0)
 
 
 def sample_text(
@@ -118,7 +126,8 @@ def sample_text(
     """
     rows = []
     for scene, times in scenes:
-        chosen = _choose_questions(scene, times, rng, questions, emphasis)
+        pool = [question for _ in range(2) for question in ask(scene, times.tolist(), rng)]
+        chosen = choose_questions(pool, rng, questions, emphasis)
         forms = rng.permutation(list(CAPTIONS)[: 2 if len(times) == 1 else None])[:captions]
         rows.append(
             [make_segment(tokenizer, *caption(scene, times.tolist(), str(form)), CAPTION_KIND) for form in forms]
@@ -127,10 +136,10 @@ def sample_text(
     return pack(rows, tokenizer, first_position=video_tokens + 2)
 
 
-def _choose_questions(
-    scene: Scene, times: np.ndarray, rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
+def choose_questions(
+    pool: Sequence[Question], rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
 ) -> list[Question]:
-    pool = [question for _ in range(2) for question in ask(scene, times.tolist(), rng)]
+    """At most `count` questions of a pool, each as likely as the `emphasis` on its kind says, which is 1 by default."""
     weights = np.array([emphasis.get(question.kind, 1.0) for question in pool])
     chosen = rng.choice(len(pool), min(count, len(pool)), replace=False, p=weights / weights.sum())
     return [pool[i] for i in chosen]

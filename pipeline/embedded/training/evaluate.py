@@ -28,6 +28,7 @@ from transformers import (
 from pipeline.embedded import MODEL_DIR
 from pipeline.embedded.demo import write_dataset
 from pipeline.embedded.questions import KINDS
+from pipeline.embedded.scenes import FRAME_SIZE
 from pipeline.embedded.training.batches import IGNORE, make_segment, normalize, pack, prompt_prefix
 from pipeline.embedded.training.packed import answer_logits, patch_features, visual_tokens
 from pipeline.video import Sampling, decode
@@ -52,10 +53,9 @@ def read_manifest(manifest: Path) -> dict[Path, list[dict]]:
     return clips
 
 
-def read_clip(video: Path) -> torch.Tensor:
-    """Pixel values (1, 8, 3, 96, 96) of uniformly sampled frames."""
-    size = json.loads((MODEL_DIR / "video_preprocessor_config.json").read_text())["size"]
-    clip = decode(video, Sampling(num_frames=NUM_FRAMES), (size["height"], size["width"]))
+def read_clip(video: Path, num_frames: int = NUM_FRAMES, size: int = FRAME_SIZE) -> torch.Tensor:
+    """Pixel values (1, num_frames, 3, size, size) of uniformly sampled frames."""
+    clip = decode(video, Sampling(num_frames=num_frames), (size, size))
     return normalize(clip.frames)[None]
 
 

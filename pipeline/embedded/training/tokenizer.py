@@ -1,11 +1,11 @@
-"""The embedded model's tokenizer: one token per word or punctuation mark, lower case, unknown words to <unk>."""
+"""The tokenizer of both embedded models: one token per word or punctuation mark, lower case, unknown words to <unk>."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-
-from pipeline.embedded.questions import vocabulary
 
 PAD, UNKNOWN, TURN_START, TURN_END, IMAGE, VIDEO = SPECIAL_TOKENS = (
     "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<video>",
@@ -28,9 +28,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer, with its chat template; ids follow SPECIAL_TOKENS, ROLES and the sorted vocabulary."""
-    words = [*SPECIAL_TOKENS, *ROLES, *vocabulary()]
+def build_tokenizer(vocabulary: Sequence[str], max_length: int = 2048) -> PreTrainedTokenizerFast:
+    """The tokenizer, with its chat template; ids follow SPECIAL_TOKENS, ROLES and the sorted `vocabulary`."""
+    words = [*SPECIAL_TOKENS, *ROLES, *vocabulary]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=UNKNOWN))
     backend.add_special_tokens(list(SPECIAL_TOKENS))
     backend.normalizer = normalizers.Lowercase()
@@ -42,6 +42,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=TURN_END,
         extra_special_tokens={"image_token": IMAGE, "video_token": VIDEO},
         chat_template=CHAT_TEMPLATE,
-        model_max_length=2048,
+        model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )

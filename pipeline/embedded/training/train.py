@@ -12,7 +12,7 @@ import argparse
 import os
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-from pipeline.embedded.questions import KINDS
+from pipeline.embedded.questions import KINDS, vocabulary
 from pipeline.embedded.scenes import COLORS, SHAPES
 from pipeline.embedded.training.architecture import TOKENS_PER_FRAME, build_model, save_checkpoint
 from pipeline.embedded.training.batches import CAPTION_KIND, IGNORE, Clips, prompt_prefix, sample_clips, sample_text
@@ -86,7 +86,7 @@ class Trainee(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.tokenizer = build_tokenizer()
+        self.tokenizer = build_tokenizer(vocabulary())
         self.model: LlavaOnevisionForConditionalGeneration = build_model(self.tokenizer, seed)
         width = self.model.config.vision_config.hidden_size
         self.color_head = nn.Linear(width, len(COLORS) + 1)
@@ -131,7 +131,7 @@ class Progress:
         return f"[{seconds:5.0f} s, {left / 60:4.1f} min left] {stage.name} {step}/{stage.steps} {means}"
 
 
-def make_optimizers(trainee: Trainee) -> list[torch.optim.Optimizer]:
+def make_optimizers(trainee: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of all layers, AdamW for embeddings, norms, biases and heads."""
     matrices = [p for name, p in trainee.named_parameters() if p.dim() == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
@@ -178,14 +178,17 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, progres
     loss.backward()
 
 
-def average_gradients(parameters: list[nn.Parameter], ranks: int) -> None:
+def average_gradients(parameters: list[nn.Parameter], ranks: int, counts: Sequence[float] = ()) -> list[float]:
+    """Give every process the mean of all processes' gradients; returns the mean of their `counts`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor(counts, dtype=torch.float)])
     if ranks > 1:
         dist.all_reduce(flat)
         flat /= ranks
-    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    sizes = [gradient.numel() for gradient in gradients]
+    for gradient, piece in zip(gradients, flat[: sum(sizes)].split(sizes), strict=True):
         gradient.copy_(piece.view_as(gradient))
+    return flat[sum(sizes) :].tolist()
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -198,7 +201,9 @@ def run(rank: int, ranks: int, output: Path, seed: int, log_every: int = 25, sav
     torch.set_num_threads(1)
     disable_progress_bar()
     if ranks > 1:
-        dist.init_process_group("gloo", init_method=f"file://{output / 'rendezvous'}", rank=rank, world_size=ranks)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{output.resolve() / 'rendezvous'}", rank=rank, world_size=ranks
+        )
     trainee = Trainee(seed)
     parameters = list(trainee.parameters())
     optimizers = make_optimizers(trainee)

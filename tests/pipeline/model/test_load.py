@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.embedded import MODEL_DIR
+from pipeline.embedded import MODEL_DIR, MODEL_DIRS
 from pipeline.errors import ConfigError
 from pipeline.model.load import LoadedModel, folder_hash, load_model, model_revision
 from tests.pipeline.model.tiny_models import FRAMES, save_checkpoint
@@ -59,6 +59,14 @@ def test_the_embedded_model_is_loaded_like_a_folder() -> None:
     assert (loaded.name, loaded.folder) == ("embedded", MODEL_DIR.resolve())
     assert loaded.model_type == "llava_onevision"
     assert loaded.revision == model_revision("embedded") == model_revision(str(MODEL_DIR))
+
+
+def test_an_embedded_model_without_weights_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(MODEL_DIRS, "embedded-long", tmp_path / "model")
+    with pytest.raises(ConfigError, match=r"--model embedded-long: its weights are not in .*README"):
+        load_model("embedded-long")
 
 
 def test_a_hub_model_is_loaded_from_its_snapshot(hub: Path, checkpoint: Path) -> None:
