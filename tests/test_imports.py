@@ -77,12 +77,16 @@ def test_a_circle_of_imports_would_be_found() -> None:
 
 
 def test_the_folders_of_the_library_import_downwards() -> None:
-    """Operations know no method, family or hook; families know no method, and methods know no family or hook."""
+    """Operations know no method, family or hook; families know no method, and methods know no family or hook.
+
+    Methods read profiles, so profiles know none of them; what chooses among methods stands above all.
+    """
     rules = {
         "vitcop.ops": ("vitcop.methods", "vitcop.families", "vitcop.language", *HOOKS),
         "vitcop.families": ("vitcop.methods", "vitcop.calibration", *HOOKS),
         "vitcop.methods": ("vitcop.families", *HOOKS),
-        "vitcop.calibration": ("vitcop.methods", "vitcop.pruning"),
+        "vitcop.calibration.profiles": ("vitcop.methods", "vitcop.families", *HOOKS),
+        "vitcop.calibration.measure": ("vitcop.methods", "vitcop.pruning"),
         "vitcop.language": ("vitcop.methods", "vitcop.families", *HOOKS),
     }
     graph = edges("vitcop")
