@@ -155,6 +155,7 @@ CHECKS: dict[str, Callable[[Path, str], None] | None] = {
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command: str, checkout: Path, request: pytest.FixtureRequest) -> None:
     (start,) = [start for start in CHECKS if command.startswith(start)]

@@ -1,12 +1,16 @@
 """Helpers of the job's tests: manifests, runs in this process, and what a run has left."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.cluster import ClipResult, Engine
+from pipeline.cluster.engine import ClipT
+from pipeline.errors import RowError
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,3 +37,33 @@ def read_run(output: Path) -> dict[str, Any]:
 def stamps(output: Path) -> dict[str, int]:
     """When each part was last changed."""
     return {part.name: part.stat().st_mtime_ns for part in output.glob("part-*.parquet")}
+
+
+class InProcessEngine(Engine[ClipT]):
+    """An engine without Ray: one worker in this process, which answers a clip after the other.
+
+    For tests of what a job makes of results. A worker process takes seconds to load its libraries.
+    """
+
+    def __enter__(self) -> "InProcessEngine[ClipT]":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, clips: Iterable[ClipT], tick: Callable[[], None] = lambda: None) -> Iterator[ClipResult[ClipT]]:
+        answerer = self.build(1)
+        for number, clip in enumerate(clips):
+            tick()
+            results: list[Any] = []
+            try:
+                answerer.add(number, clip, answerer.decode(clip, again=False))
+            except RowError as error:
+                results.append(error)
+            while answerer.busy:
+                results += [result for _, result in answerer.step()]
+            (result,) = results
+            if isinstance(result, RowError):
+                yield ClipResult(clip=clip, attempt=1, error=result)
+            else:
+                yield ClipResult(clip=clip, attempt=1, answers=result)

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import sweep
+from pipeline import job
 from pipeline.embedded.demo import write_dataset
-from tests.jobs.runs import stamps
+from tests.jobs.runs import InProcessEngine, stamps
 
 METHODS_ASKED = ("vitcop", "random", "fastv", "text_only")
 OPTIONS = ["--keep-ratios", "0.25", "0.05", "--seeds", "2", "--cost-clips", "1", "--cost-rounds", "1"]
@@ -27,9 +28,10 @@ def run(manifest: Path, output: Path, *arguments: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_answers_every_question_in_every_cell_and_reports(
-    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(dataset, tmp_path, *OPTIONS) == 0
     names = {"none", "vitcop-0.25", "vitcop-0.05", "fastv-0.25", "fastv-0.05", "text_only"}
@@ -65,6 +67,7 @@ def test_a_sweep_answers_every_question_in_every_cell_and_reports(
     assert (tmp_path / "report.html").stat().st_size > 10_000 and (tmp_path / "report.md").exists()
     assert "vitcop-0.25" in capsys.readouterr().out
 
+    monkeypatch.setattr(job, "Engine", InProcessEngine)
     before = stamps(tmp_path / "answers")
     assert run(dataset, tmp_path, *OPTIONS) == 0
     assert stamps(tmp_path / "answers") == before, "a finished sweep answers nothing again"

@@ -21,9 +21,9 @@ from pipeline.embedded.demo import write_dataset
 from pipeline.job import Run
 from pipeline.manifest import load_manifest
 from pipeline.videoqa import VideoQAJob
-from tests.jobs.runs import ROOT, read_rows, read_run, stamps, write_manifest
+from tests.jobs.runs import ROOT, InProcessEngine, read_rows, read_run, stamps, write_manifest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SHARED_VIDEOS = ROOT / "../shared/videos"
 NUMBERED_VIDEOS = ROOT / "tests" / "data" / "videos"
@@ -33,6 +33,11 @@ NUMBERED_VIDEOS = ROOT / "tests" / "data" / "videos"
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of five rendered videos with five questions each."""
     return write_dataset(tmp_path_factory.mktemp("dataset"), 5, questions_per_clip=5)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "Engine", InProcessEngine)
 
 
 def run(manifest: Path, output: Path, *arguments: str) -> int:
@@ -69,21 +74,9 @@ class TestInOneRay:
         assert record["fingerprint"]["prune"]["keep_ratio"] == 0.25
         assert record["versions"]["torch"]
 
-    def test_a_finished_folder_is_left_as_it_is(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
-        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
-        before = stamps(tmp_path / "out")
-        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
-        assert stamps(tmp_path / "out") == before
-        assert run(dataset, tmp_path / "out", "--limit", "5", "--keep-ratio", "0.5") == 1
-        assert "prune.keep_ratio is 0.25 there and 0.5 here" in capsys.readouterr().err
-        assert stamps(tmp_path / "out") == before
-        assert run(dataset, tmp_path / "out", "--limit", "8") == 0
-        assert stamps(tmp_path / "out").items() > before.items()
-        assert len(read_rows(tmp_path / "out")) == 8
-        assert run(dataset, tmp_path / "out", "--limit", "3", "--keep-ratio", "0.5", "--overwrite") == 0
-        assert [row["keep_ratio"] for row in read_rows(tmp_path / "out").values()] == [0.5] * 3
-
-    def test_bad_files_are_named_and_can_be_done_again(self, dataset: Path, tmp_path: Path) -> None:
+    def test_bad_files_are_named_and_can_be_done_again(
+        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         folder = tmp_path / "videos"
         folder.mkdir()
         (folder / "directory.mp4").mkdir()
@@ -113,6 +106,7 @@ class TestInOneRay:
         assert all(f"{name}.mp4" in rows[name]["error"] for name in bad)
         assert all(rows[name]["lost_frames"] == [] for name in good)
         assert read_run(output)["summary"]["errors"]["video_not_a_file"] == 2
+        monkeypatch.setattr(job, "Engine", InProcessEngine)
         assert run(manifest, output, "--max-error-rate", "0.9") == 0
 
         (folder / "missing.mp4").symlink_to(dataset.parent / "clip-0001.mp4")
@@ -124,6 +118,65 @@ class TestInOneRay:
         assert (again["missing"]["status"], again["missing"]["attempt"]) == ("ok", 2)
         assert (again["empty"]["status"], again["empty"]["attempt"]) == ("error", 2)
         assert all(again[name] == rows[name] for name in good)
+
+    def test_killed_worker_costs_no_row(
+        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        class KillingEngine(Engine[ClipT]):
+            """Kills the first worker once it has answered a clip."""
+
+            def run(self, *arguments: Any) -> Iterator[ClipResult[ClipT]]:
+                for number, result in enumerate(super().run(*arguments)):
+                    if number == 0:
+                        import ray
+
+                        ray.kill(self._handles[0].actor)
+                    yield result
+
+        monkeypatch.setattr(job, "Engine", KillingEngine)
+        assert run(dataset, tmp_path / "out") == 0
+        rows = read_rows(tmp_path / "out")
+        assert len(rows) == len(load_manifest(str(dataset)).rows)
+        assert {row["attempt"] for row in rows.values()} == {1, 2}
+        assert "a worker died" in caplog.text
+
+    @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the folder of test videos is not there")
+    def test_every_real_video_has_a_result(self, tmp_path: Path) -> None:
+        files = sorted(
+            path for path in SHARED_VIDEOS.resolve().rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".ts")
+        )
+        rows = [
+            {"sample_id": file.name, "video": str(file), "question": "what color is the moving object ?"}
+            for file in files
+        ]
+        run(write_manifest(tmp_path / "m.jsonl", rows), tmp_path / "out", "--max-new-tokens", "4")
+        results = read_rows(tmp_path / "out")
+        assert sorted(results) == sorted(file.name for file in files)
+        failed = {name: row["error_type"] for name, row in results.items() if row["status"] == "error"}
+        assert failed == {
+            "audio_only.mp4": "video_no_video_stream",
+            "trunc_nomoov.mp4": "video_unreadable",
+            "zero.mp4": "video_empty",
+        }
+
+
+@pytest.mark.usefixtures("in_process")
+class TestWithoutRay:
+    """What a job does with its rows and its folder; the engine that runs clips is a loop in this process."""
+
+    def test_a_finished_folder_is_left_as_it_is(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
+        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
+        before = stamps(tmp_path / "out")
+        assert run(dataset, tmp_path / "out", "--limit", "5") == 0
+        assert stamps(tmp_path / "out") == before
+        assert run(dataset, tmp_path / "out", "--limit", "5", "--keep-ratio", "0.5") == 1
+        assert "prune.keep_ratio is 0.25 there and 0.5 here" in capsys.readouterr().err
+        assert stamps(tmp_path / "out") == before
+        assert run(dataset, tmp_path / "out", "--limit", "8") == 0
+        assert stamps(tmp_path / "out").items() > before.items()
+        assert len(read_rows(tmp_path / "out")) == 8
+        assert run(dataset, tmp_path / "out", "--limit", "3", "--keep-ratio", "0.5", "--overwrite") == 0
+        assert [row["keep_ratio"] for row in read_rows(tmp_path / "out").values()] == [0.5] * 3
 
     def test_labelled_options_are_answered_as_plain_ones(self, dataset: Path, tmp_path: Path, capsys: Any) -> None:
         plain = [json.loads(line) for line in dataset.read_text().splitlines()][:24]
@@ -218,46 +271,6 @@ class TestInOneRay:
         assert "answer.prompt is '{{ kind }} {{ question }}' there" in capsys.readouterr().err
         assert run(dataset, output, "--limit", "5", "--prompt", "{{ kind }} {{ question }}") == 0
 
-    def test_killed_worker_costs_no_row(
-        self, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        class KillingEngine(Engine[ClipT]):
-            """Kills the first worker once it has answered a clip."""
-
-            def run(self, *arguments: Any) -> Iterator[ClipResult[ClipT]]:
-                for number, result in enumerate(super().run(*arguments)):
-                    if number == 0:
-                        import ray
-
-                        ray.kill(self._handles[0].actor)
-                    yield result
-
-        monkeypatch.setattr(job, "Engine", KillingEngine)
-        assert run(dataset, tmp_path / "out") == 0
-        rows = read_rows(tmp_path / "out")
-        assert len(rows) == len(load_manifest(str(dataset)).rows)
-        assert {row["attempt"] for row in rows.values()} == {1, 2}
-        assert "a worker died" in caplog.text
-
-    @pytest.mark.skipif(not SHARED_VIDEOS.is_dir(), reason="the folder of test videos is not there")
-    def test_every_real_video_has_a_result(self, tmp_path: Path) -> None:
-        files = sorted(
-            path for path in SHARED_VIDEOS.resolve().rglob("*") if path.suffix in (".mp4", ".mkv", ".webm", ".ts")
-        )
-        rows = [
-            {"sample_id": file.name, "video": str(file), "question": "what color is the moving object ?"}
-            for file in files
-        ]
-        run(write_manifest(tmp_path / "m.jsonl", rows), tmp_path / "out", "--max-new-tokens", "4")
-        results = read_rows(tmp_path / "out")
-        assert sorted(results) == sorted(file.name for file in files)
-        failed = {name: row["error_type"] for name, row in results.items() if row["status"] == "error"}
-        assert failed == {
-            "audio_only.mp4": "video_no_video_stream",
-            "trunc_nomoov.mp4": "video_unreadable",
-            "zero.mp4": "video_empty",
-        }
-
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -290,20 +303,27 @@ def test_wrong_settings_end_with_1_before_anything_starts(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.usefixtures("in_process")
 def test_interrupted_job_goes_on_where_it_was(
-    number: signal.Signals, dataset: Path, tmp_path: Path, local_ray: None
+    number: signal.Signals, dataset: Path, tmp_path: Path, local_ray: str
 ) -> None:
-    """The driver is stopped in a process of its own after the first part; this process does the rest."""
+    """The driver is stopped in a process of its own after the first part; this process does the rest.
+
+    The one that may end its Ray has its own, the one that is killed uses the cluster of the tests.
+    """
     output = tmp_path / "out"
+    variables = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if number == signal.SIGKILL:
+        variables["RAY_ADDRESS"] = local_ray
     arguments = ["--manifest", str(dataset), "--output", str(output), "--shard-size", "5"]
     driver = subprocess.Popen(
         [sys.executable, ROOT / "jobs" / "videoqa.py", *arguments],
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env=variables,
     )
-    watchdog = threading.Timer(300, driver.kill)
+    watchdog = threading.Timer(150, driver.kill)
     watchdog.start()
     while driver.poll() is None and not list(output.glob("part-*")):
         time.sleep(0.02)

@@ -54,7 +54,7 @@ def test_a_file_of_no_known_method_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_runs_by_itself() -> None:
     command = [sys.executable, check_reference.__file__, VECTORS / "evs.npz"]
-    assert subprocess.check_output(command, text=True, timeout=100).endswith("2/2 cases equal\n")
+    assert subprocess.check_output(command, text=True, timeout=60).endswith("2/2 cases equal\n")
 
 
 @pytest.mark.skipif(not RECORDED.is_dir(), reason="the full recordings are not beside the checkout")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cluster import ClipResult, Engine, EngineConfig
+from pipeline.cluster import engine as engine_module
 from pipeline.errors import ConfigError
 from tests.pipeline.cluster.fakes import FakeClip, build_buggy, build_deadly, build_fake, build_unknown_model
 
@@ -119,10 +120,11 @@ def test_model_that_cannot_be_loaded_ends_the_job(tmp_path: Path, build: object,
         list(engine.run([FakeClip("clip", tmp_path)]))
 
 
-def test_model_that_dies_on_every_clip_ends_the_job(tmp_path: Path) -> None:
+def test_model_that_dies_on_every_clip_ends_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "MAX_GIVEN_UP_UNANSWERED", 2)
     clips = [FakeClip(f"clip{i}", tmp_path, answer="kill") for i in range(20)]
     with (
-        pytest.raises(ConfigError, match="no clip has been answered, and 5 were given up"),
+        pytest.raises(ConfigError, match="no clip has been answered, and 2 were given up"),
         Engine(build_fake, EngineConfig()) as engine,
     ):
         list(engine.run(clips))
