@@ -1,4 +1,4 @@
-"""What a pruned KV cache holds; travels with the cache, so that any later forward can go on from it."""
+"""The layout of a pruned KV cache. It travels with the cache, so that any later forward can go on from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a job is, as a bar in a terminal and as lines elsewhere; and interrupts that come at a good moment."""
+"""Progress of a job, as a bar in a terminal and as lines elsewhere; and interrupts that wait for a safe moment."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""What every pruning method answers: how many tokens survive, and which."""
+"""The interface of pruning methods: how many tokens survive each stage, and which."""
 
 from __future__ import annotations
 
