@@ -236,7 +236,8 @@ class SweepConfig:
     """Which pruning methods are compared, and at which budgets."""
 
     methods: tuple[str, ...] = ("all",)
-    """Pruning methods, with options as NAME:KEY=VALUE,KEY=VALUE; all stands for every one. Full is always there."""
+    """Pruning methods, with options as NAME:KEY=VALUE,KEY=VALUE; all stands for every one. The unpruned
+    model (full) is always compared."""
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
     """Fractions of visual tokens kept, averaged over the language model's layers."""
     frame_counts: tuple[int, ...] = ()

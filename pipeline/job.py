@@ -57,9 +57,10 @@ class WorkPlan:
 
 
 def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retry_errors: bool) -> WorkPlan:
-    """The clips whose rows are missing in the folder; takes rows with an error out of it if they are to be done again.
+    """The clips whose rows are missing in the folder.
 
-    They are when `retry_errors` says so, and when the manifest has corrected them since.
+    Rows with an error are taken out of the folder and planned again where `retry_errors` is set, or where the manifest
+    has corrected them since.
 
     Raises:
         ConfigError: an id in the folder belongs to another question than in the manifest.

@@ -95,7 +95,9 @@ MAX_OPTIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class SceneQuestion:
+    """A question about a rendered scene, with its answer and the options of multiple choice."""
+
     kind: str
     text: str
     answer: str
@@ -119,14 +121,14 @@ def words_of(texts: Iterable[str]) -> list[str]:
     return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", "", text.lower()))})
 
 
-def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[Question]:
+def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[SceneQuestion]:
     """One question of every kind that has one clear answer in frames taken at `times`, in the order of KINDS."""
     for kind in KINDS:
         facts = _FACTS[kind](scene, times)
         if facts:
             fill, answer = facts[int(rng.integers(len(facts)))]
             wording = WORDINGS[kind][int(rng.integers(len(WORDINGS[kind])))]
-            yield Question(
+            yield SceneQuestion(
                 kind=kind, text=wording.format(**fill), answer=answer, options=_options(kind, answer, scene, rng)
             )
 

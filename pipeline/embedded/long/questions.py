@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from pipeline.embedded.long.scenes import FRAME_SIZE, LETTERS, SHAPES, Role, Scene, SceneObject
-from pipeline.embedded.questions import Fact, Question, answer_type, draw_options, words_of
+from pipeline.embedded.questions import Fact, SceneQuestion, answer_type, draw_options, words_of
 from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS
 
 WORDINGS: dict[str, tuple[str, str, str]] = {
@@ -147,14 +147,14 @@ def readable(scene: Scene, times: Sequence[float]) -> bool:
     return bool(lasting) and min(lasting) > max([1, *flashes])
 
 
-def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[Question]:
+def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[SceneQuestion]:
     """One question of every kind that has one clear answer in frames taken at `times`, in the order of KINDS."""
     for kind in KINDS:
         facts = _FACTS[kind](scene, times)
         if facts:
             fill, answer = facts[int(rng.integers(len(facts)))]
             wording = WORDINGS[kind][int(rng.integers(len(WORDINGS[kind])))]
-            yield Question(
+            yield SceneQuestion(
                 kind=kind, text=wording.format(**fill), answer=answer, options=_options(kind, fill, answer, scene, rng)
             )
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
+from pipeline.embedded.questions import CAPTIONS, KINDS, SceneQuestion, ask, caption
 from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
 from pipeline.embedded.training.architecture import PATCH_SIZE
 from pipeline.embedded.training.tokenizer import TURN_END, TURN_START
@@ -144,8 +144,8 @@ def sample_text(
 
 
 def choose_questions(
-    pool: Sequence[Question], rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
-) -> list[Question]:
+    pool: Sequence[SceneQuestion], rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
+) -> list[SceneQuestion]:
     """At most `count` questions of a pool, each as likely as the `emphasis` on its kind says, which is 1 by default."""
     weights = np.array([emphasis.get(question.kind, 1.0) for question in pool])
     chosen = rng.choice(len(pool), min(count, len(pool)), replace=False, p=weights / weights.sum())

@@ -157,7 +157,7 @@ class Record:
         return means
 
     def passes(self, gate: Mapping[str, float]) -> bool:
-        """Whether every kind in a gate, which must not be empty, was answered well enough of late."""
+        """Whether every kind in a gate, which must not be empty, was answered well enough in the last steps."""
         if not gate or len(self.window) < GATE_WINDOW:
             return False
         # (kinds,) words that were right, and that were asked, over the window's steps
