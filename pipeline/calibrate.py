@@ -3,7 +3,7 @@
 Two things are measured: which key score marks the visual tokens that the model's text looks at, for published ViTCoP,
 and which method with which settings changes the model's next token least at --keep-ratio. The profile goes beside the
 model, where `--method vitcop --method-options key_score=profile` finds the first and `--method calibrated` the second.
-Exits with 0 when it is written, 1 when the model or a video is no good, and 2 when an argument is.
+Exits with 0 when it is written, 1 when the model or a video can't be used, and 2 when an argument is wrong.
 """
 
 import dataclasses

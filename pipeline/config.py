@@ -42,7 +42,7 @@ Options = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig:
-    """What is asked."""
+    """Which questions are asked."""
 
     manifest: str | None = None
     """Questions: a .jsonl, .parquet or .csv file, a glob, or a folder of such files. None: the rendered demo."""
@@ -144,7 +144,7 @@ class PruneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerConfig:
-    """How a question becomes an answer."""
+    """How a question is put to the model, and how its answer is read."""
 
     choice_scoring: Literal["auto", "generate", "likelihood", "likelihood-letter"] = "auto"
     """Multiple choice. generate: the model is shown the options, and the letter or option is read from what it
@@ -162,7 +162,7 @@ class AnswerConfig:
     top_k: int = 0
     """Draw among this many most likely tokens. 0: all."""
     seed: int = 0
-    """What the drawing starts from. A row draws the same tokens whatever else is answered beside it."""
+    """Seed of the random numbers. A row draws the same tokens whatever else is answered beside it."""
     num_samples: int = 1
     """Texts drawn for each question; all of them are in the column `samples`, the first is the prediction."""
     repetition_penalty: float | None = None
@@ -233,10 +233,11 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """What is compared."""
+    """Which pruning methods are compared, and at which budgets."""
 
     methods: tuple[str, ...] = ("all",)
-    """Pruning methods, with options as NAME:KEY=VALUE,KEY=VALUE; all stands for every one. Full is always there."""
+    """Pruning methods, with options as NAME:KEY=VALUE,KEY=VALUE; all stands for every one. The unpruned
+    model (full) is always compared."""
     keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1, 0.05, 0.02)
     """Fractions of visual tokens kept, averaged over the language model's layers."""
     frame_counts: tuple[int, ...] = ()

@@ -37,8 +37,8 @@ Answered = list[tuple[Row, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is left to do.
+class WorkPlan:
+    """The part of the manifest that is not done yet.
 
     Attributes:
         clips: in order, each with its number and its shard.
@@ -56,10 +56,11 @@ class Plan:
         return Counter(clip.shard for clip in self.clips)
 
 
-def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retry_errors: bool) -> Plan:
-    """The clips whose rows are missing in the folder; takes rows with an error out of it if they are to be done again.
+def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retry_errors: bool) -> WorkPlan:
+    """The clips whose rows are missing in the folder.
 
-    They are when `retry_errors` says so, and when the manifest has corrected them since.
+    Rows with an error are taken out of the folder and planned again where `retry_errors` is set, or where the manifest
+    has corrected them since.
 
     Raises:
         ConfigError: an id in the folder belongs to another question than in the manifest.
@@ -84,12 +85,12 @@ def make_plan(manifest: Manifest, folder: OutputFolder, *, shard_size: int, retr
         folder.drop(again)
     # Not in the folder, or just taken out of it; clips are cut from these alone.
     missing = [row for row in manifest.rows if row.sample_id not in done or row.sample_id in again]
-    return Plan(cut_clips(missing, shard_size), again, len(manifest.rows) - len(missing))
+    return WorkPlan(cut_clips(missing, shard_size), again, len(manifest.rows) - len(missing))
 
 
 @dataclass
 class Counts:
-    """What a run has done so far, and in how many seconds."""
+    """Clips and rows that a run has done so far, and its seconds."""
 
     videos: int = 0
     rows: int = 0
@@ -99,7 +100,7 @@ class Counts:
 
 
 class Job(ABC):
-    """What one kind of job adds to the walk that both share.
+    """One kind of job: how its clips are answered, its output columns and its report. `run_job` does the rest.
 
     Attributes:
         config: all settings, those of the answers as `resolve_answers` leaves them.
@@ -124,7 +125,7 @@ class Job(ABC):
 
     @abstractmethod
     def build(self) -> Build:
-        """What makes a worker's answerer."""
+        """A function that loads a worker's answerer, called in the worker's process."""
 
     @abstractmethod
     def columns(self, result: ClipResult[Clip], attempts: Mapping[str, int]) -> Answered:
@@ -136,15 +137,15 @@ class Job(ABC):
 
     @abstractmethod
     def finish(self, run: Run) -> None:
-        """What is made of the answers once all are there."""
+        """Make what the job derives from the answers once all are there, such as a report."""
 
     @abstractmethod
     def summarize(self, run: Run) -> dict[str, Any]:
-        """What `run.json` says of the manifest's rows; `failed` counts those without a result."""
+        """The summary of the manifest's rows for `run.json`; `failed` counts those without a result."""
 
     @abstractmethod
     def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
-        """Tell people what came of it."""
+        """Print the summary and where the results are."""
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Run:
     job: Job
     folder: OutputFolder
     manifest: Manifest
-    plan: Plan
+    plan: WorkPlan
     listeners: list[Listener] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
 

@@ -72,14 +72,14 @@ class VideoQAJob(Job):
         ]
 
     def finish(self, run: Run) -> None:
-        """Nothing is left to do: the parts are the result."""
+        """Does nothing: the parts are the job's result."""
 
     def summarize(self, run: Run) -> dict[str, Any]:
         """The summary of the manifest's rows; rows of the folder that the manifest does not have are counted apart."""
         table = run.folder.read(SUMMARY_COLUMNS)
-        mine = rows_of_manifest(run.manifest, table)
-        summary = summarize(mine) | {"choice_scoring": self.config.answer.choice_scoring}
-        others = {"not_in_manifest": table.num_rows - mine.num_rows}
+        asked = rows_of_manifest(run.manifest, table)
+        summary = summarize(asked) | {"choice_scoring": self.config.answer.choice_scoring}
+        others = {"not_in_manifest": table.num_rows - asked.num_rows}
         return summary | others | {"failed": len(run.manifest.rows) - summary["ok"]}
 
     def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class VideoQAJob(Job):
 
 
 def build_answerer(config: JobConfig, threads: int) -> Answerer:
-    """What a worker of the main job holds; runs in the worker's process."""
+    """Make the answerer of a worker of the main job; runs in the worker's process."""
     from pipeline.model.answerer import ClipAnswerer
 
     return ClipAnswerer(config, threads)

@@ -1,4 +1,4 @@
-"""What a pruned KV cache holds; travels with the cache, so that any later forward can go on from it."""
+"""The layout of a pruned KV cache. It travels with the cache, so that any later forward can go on from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitcop.stats import PrefillRecord
 LAYOUT, UNPRUNED_LAYOUT, RECORD = "vitcop_layout", "vitcop_unpruned_layout", "vitcop_record"
 """Attributes of a cache that a prefill inside `prune` has filled; copies of the cache have them too.
 
-A cache from which nothing was pruned goes on by itself, exactly as without `prune`, as long as it stands alone. What is
+A cache from which nothing was pruned needs no help: the model goes on from it exactly as without `prune`. What is
 known of its layout is there for `join` and `select`.
 """
 

@@ -1,4 +1,4 @@
-"""Everything that `vitcop` refuses, by kind."""
+"""The exceptions of `vitcop`: models, inputs, budgets and profiles that it refuses."""
 
 from __future__ import annotations
 

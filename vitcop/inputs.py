@@ -1,4 +1,4 @@
-"""What a forward of the model is given: finding the visual inputs, checking them, and handing the rest on."""
+"""The inputs of the model's forward: finding the visual ones, checking them, and handing the rest on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Call = tuple[Args, Kwargs]
 """The arguments of a forward, by place and by name, as hooks get and return them."""
 
 PRUNED = ("input_ids", "pixel_values", "image_", "video_", "mm_", "second_per_grid", "image_sizes")
-"""How the names of the inputs begin that the language model is not given once they are embedded."""
+"""Beginnings of the names of inputs that become embeddings, so that the language model does not get them."""
 
 
 class Deferred(dict[str, Any]):

@@ -157,7 +157,7 @@ def _own_layout(cache: DynamicCache) -> CacheLayout:
 
 
 def _signature(cache: DynamicCache) -> list[tuple[int, int, torch.dtype, torch.device]]:
-    """What has to be alike in two caches, layer by layer."""
+    """Heads, width, dtype and device of each layer, which caches to be joined must share."""
     return [(layer.keys.shape[1], layer.keys.shape[3], layer.keys.dtype, layer.keys.device) for layer in cache.layers]
 
 

@@ -1,4 +1,4 @@
-"""What a pruning method decides, and the one place where a decision is applied to tensors."""
+"""`Selection`, a method's decision which tokens stay, and the functions that apply one to tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pruned prefill really did."""
+"""Records of prefills: tokens kept, bytes cached, multiply-accumulates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method gets to look at: the visual tokens before the language model, and inside it."""
+"""The tokens that a method chooses among: before the language model, and inside it."""
 
 from __future__ import annotations
 

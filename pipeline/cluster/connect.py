@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread.
+    """How work is spread over the cluster.
 
     Attributes:
         workers: models loaded at once. None: one per GPU of the cluster, or one when it has none.
@@ -29,7 +29,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Resources:
-    """What each worker gets of the cluster that was joined."""
+    """The number of workers, and what each of them gets of the cluster."""
 
     workers: int
     gpus: float
@@ -64,7 +64,7 @@ def _check_listening(address: str) -> None:
 
 
 def worker_resources(config: EngineConfig) -> Resources:
-    """What the workers get of this cluster.
+    """The resources that each worker gets of this cluster.
 
     Raises:
         ConfigError: the cluster has less than is asked for.

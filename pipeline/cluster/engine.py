@@ -43,7 +43,7 @@ TICK_SECONDS = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult(Generic[ClipT]):
-    """What became of a clip: `answers` as the answerer returned them, or an `error`."""
+    """The result of a clip: `answers` as the answerer returned them, or an `error`."""
 
     clip: ClipT
     attempt: int
@@ -53,7 +53,7 @@ class ClipResult(Generic[ClipT]):
 
 @dataclass(eq=False)
 class _Job(Generic[ClipT]):
-    """A clip on its way, and how many workers died while it was in flight."""
+    """A clip that is to be answered, and how many workers died while it was in flight."""
 
     clip: ClipT
     deaths: int = 0
@@ -137,7 +137,7 @@ class Engine(Generic[ClipT]):
             ray.shutdown()
 
     def run(self, clips: Iterable[ClipT], tick: Callable[[], None] = lambda: None) -> Iterator[ClipResult[ClipT]]:
-        """Yields each clip's result, in the order in which they come to be.
+        """Yields each clip's result, in the order in which the clips finish.
 
         Args:
             tick: called at least every `TICK_SECONDS` seconds; what it raises ends the run.
@@ -207,7 +207,7 @@ class Engine(Generic[ClipT]):
         return ready
 
     def _finish_loading(self, handle: _WorkerHandle[ClipT]) -> None:
-        """Lets a worker whose model is loaded join in; tries anew where a model has been loaded before."""
+        """Marks a worker as ready, or retires it if its load failed; an error in the very first load ends the run."""
         try:
             handle.rows = ray.get(handle.loading)
         except RayTaskError as failure:

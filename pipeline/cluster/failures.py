@@ -1,4 +1,4 @@
-"""What Ray's exceptions say of a failure, in one line each."""
+"""One-line descriptions of failures, from Ray's exceptions."""
 
 from ray.exceptions import RayError, RayTaskError
 

@@ -92,7 +92,7 @@ class OneByOne(ABC):
 
     @abstractmethod
     def answer(self, clip: Any, video: Any) -> Any:
-        """What the clip's frames say, picklable and small. A `RowError` is the clip's error."""
+        """The result for a clip, picklable and small. A raised `RowError` is the clip's error."""
 
 
 Build = Callable[[int], Answerer]
@@ -100,7 +100,7 @@ Build = Callable[[int], Answerer]
 
 
 class WorkerExit(Exception):
-    """What ended a worker from within."""
+    """The worker's process can't answer any more, because something in it raised SystemExit."""
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipeline.embedded.questions import Question, ask
+from pipeline.embedded.questions import SceneQuestion, ask
 from pipeline.embedded.scenes import Scene, render, sample_scene
 
 FRAMES = 32
@@ -52,7 +52,7 @@ class RenderedClip:
     """frames (n, H, W, 3) in [0, 255], and what is asked about them; `columns` are added to every row."""
 
     frames: np.ndarray
-    questions: Sequence[Question]
+    questions: Sequence[SceneQuestion]
     columns: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -84,7 +84,7 @@ def _render_clip(clip: int, count: int | None, seed: int, size: int) -> Rendered
     return RenderedClip(frames=render(scene, times, size)[0], questions=questions)
 
 
-def some_of(questions: list[Question], count: int | None, rng: np.random.Generator) -> list[Question]:
+def some_of(questions: list[SceneQuestion], count: int | None, rng: np.random.Generator) -> list[SceneQuestion]:
     """At most `count` of the questions, chosen at random, in their order; None takes all."""
     return [questions[i] for i in sorted(rng.permutation(len(questions))[:count])]
 

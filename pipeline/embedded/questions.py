@@ -95,7 +95,9 @@ MAX_OPTIONS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class SceneQuestion:
+    """A question about a rendered scene, with its answer and the options of multiple choice."""
+
     kind: str
     text: str
     answer: str
@@ -119,14 +121,14 @@ def words_of(texts: Iterable[str]) -> list[str]:
     return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", re.sub(r"\{\w+\}", "", text.lower()))})
 
 
-def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[Question]:
+def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[SceneQuestion]:
     """One question of every kind that has one clear answer in frames taken at `times`, in the order of KINDS."""
     for kind in KINDS:
         facts = _FACTS[kind](scene, times)
         if facts:
             fill, answer = facts[int(rng.integers(len(facts)))]
             wording = WORDINGS[kind][int(rng.integers(len(WORDINGS[kind])))]
-            yield Question(
+            yield SceneQuestion(
                 kind=kind, text=wording.format(**fill), answer=answer, options=_options(kind, answer, scene, rng)
             )
 
@@ -140,6 +142,7 @@ def draw_options(answers: Sequence[str], answer: str, shown: set[str], rng: np.r
     """Up to four shuffled options; things that the scene does show come first among the wrong ones."""
     wrong = [text for text in answers if text != answer]
     order = rng.permutation(len(wrong))
+    # A stable sort: things that are seen first, in random order within both groups.
     chosen = sorted((wrong[i] for i in order), key=lambda text: text not in shown)[: MAX_OPTIONS - 1]
     return tuple(str(text) for text in rng.permutation([answer, *chosen]))
 
@@ -216,7 +219,9 @@ _FACTS: dict[str, Callable[[Scene, Sequence[float]], list[Fact]]] = {
 def caption(scene: Scene, times: Sequence[float], form: str) -> tuple[str, str]:
     """A request from CAPTIONS and its answer, which names every object seen at `times`."""
     items = _seen(scene, times)
+    # Objects in the order of the vocabulary, so that a scene has one right caption.
     if form in ("color", "shape"):
+        # By event first, then by the attribute that is named first.
         items = sorted(items, key=lambda item: ANSWERS[form].index(getattr(item, form)))
         phrases = [" ".join([*_name(item, form), *_manner(item, times)]) for item in items]
     else:
@@ -224,6 +229,7 @@ def caption(scene: Scene, times: Sequence[float], form: str) -> tuple[str, str]:
         items = sorted(
             items, key=lambda item: (list(EVENTS).index(item.role), ANSWERS[first].index(getattr(item, first)))
         )
+        # The event stands in front, so only the direction or place follows the name.
         phrases = [" ".join([EVENTS[item.role], *_name(item, first), *_manner(item, times)[1:]]) for item in items]
     return CAPTIONS[form], " ".join(phrases)
 

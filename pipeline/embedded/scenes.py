@@ -103,16 +103,20 @@ def _place(
 
 def _random_object(rng: np.random.Generator, role: Role, color: str, shape: str, slots: int) -> SceneObject:
     radius = rng.uniform(9, 12.5)
+    # (2,) where the centre may be at time 0, so that the whole shape stays in the frame
     low, high = np.full(2, radius + 1), np.full(2, FRAME_SIZE - radius - 1)
     start, end, direction, distance = 0.0, 1.0, None, 0.0
     if role == "moving":
         direction, distance = str(rng.choice(list(DIRECTIONS))), rng.uniform(36, 56)
+        # The way of the motion is taken off on the side it leads to.
         step = np.array(DIRECTIONS[direction]) * distance
         low, high = low + np.maximum(-step, 0), high - np.maximum(step, 0)
     elif role == "flash":
+        # Neither in the first nor in the last slot, so that it is seen to come and to go.
         slot = int(rng.integers(1, slots - 1))
         start, end = slot / slots, (slot + 1) / slots
     elif role == "late":
+        # Between 3/8 and 3/4 of the clip: missing at the start, and then there for long.
         start = int(rng.integers(slots * 3 // 8 + 1, slots * 3 // 4)) / slots
     x, y = rng.uniform(low, high)
     return SceneObject(
@@ -125,6 +129,7 @@ def _collide(first: SceneObject, second: SceneObject) -> bool:
     start, end = max(first.start, second.start), min(first.end, second.end)
     if start >= end:
         return False
+    # The boxes of both whole ways while both are visible, which is stricter than at each moment.
     a, b = first.swept_box(start, end), second.swept_box(start, end)
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
@@ -146,14 +151,17 @@ def render(scene: Scene, times: np.ndarray, size: int = FRAME_SIZE) -> tuple[np.
 
 
 def _draw(frame: np.ndarray, owner: np.ndarray, label: int, item: SceneObject, hue: np.ndarray, time: float) -> None:
+    # Rendered pixels for each pixel of the 96 x 96 frame; only the object's window is computed.
     scale = frame.shape[0] / FRAME_SIZE
     x, y = item.center(time)
     reach = item.radius + 1
     left, top = int((x - reach) * scale), int((y - reach) * scale)
     right, bottom = int((x + reach) * scale) + 1, int((y + reach) * scale) + 1
+    # Distances of pixel centres from the shape's centre, in pixels of the 96 x 96 frame
     grid_x = (np.arange(left, right, dtype=np.float32) + 0.5) / scale - np.float32(x)
     grid_y = (np.arange(top, bottom, dtype=np.float32) + 0.5) / scale - np.float32(y)
     distance = signed_distance(item.shape, grid_x[None, :], grid_y[:, None], item.radius)
+    # Edges are smooth: a pixel that the outline halves is mixed half and half.
     alpha = np.clip(0.5 - distance * scale, 0, 1)
     window = frame[top:bottom, left:right]
     window += alpha[..., None] * (hue.astype(np.float32) - window)
@@ -183,6 +191,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
 def background(rng: np.random.Generator, size: int) -> np.ndarray:
     """A muted texture (size, size, 3): smooth colour, finer grain and a few rectangles."""
     coarse = rng.normal(0, 1, (5, 5, 3)).astype(np.float32)
+    # Mostly grey: the colour channels vary together, and only a little each by itself.
     coarse = 1.5 * coarse.mean(-1, keepdims=True) + 0.6 * coarse
     grain = rng.normal(0, 1, (24, 24, 1)).astype(np.float32)
     picture = (
@@ -192,6 +201,7 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
         left, top = rng.uniform(0, 0.9, 2)
         width, height = rng.uniform(0.03, 0.38, 2)
         tint = (rng.uniform(-28, 28) + rng.uniform(-8, 8, 3)).astype(np.float32)
+        # Rectangles may reach beyond the frame, where the slice cuts them.
         rows, columns = (slice(int(a * size), int((a + b) * size)) for a, b in ((top, height), (left, width)))
         picture[rows, columns] += tint
     return np.clip(picture, 15, 190).astype(np.float32)
@@ -200,12 +210,14 @@ def background(rng: np.random.Generator, size: int) -> np.ndarray:
 def _stretch(picture: np.ndarray, size: int) -> np.ndarray:
     """Bilinear enlargement of a small (n, n, channels) picture to (size, size, channels)."""
     weights = _stretch_weights(picture.shape[0], size)
+    # (size, n, channels), then the columns alike
     rows = np.tensordot(weights, picture, axes=(1, 0))
     return np.tensordot(weights, rows, axes=(1, 1)).transpose(1, 0, 2)
 
 
 @lru_cache
 def _stretch_weights(source: int, size: int) -> np.ndarray:
+    # (size, n): each pixel is a mix of the two source values nearest to it
     place = (np.arange(size) + 0.5) / size * (source - 1)
     return np.maximum(1 - np.abs(place[:, None] - np.arange(source)[None, :]), 0).astype(np.float32)
 
@@ -221,11 +233,13 @@ def degrade(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def soften(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Frames (T, H, W, 3) with halved chroma and soft or sharp edges, each at random; values may leave [0, 255]."""
     if rng.random() < 0.6:
+        # Codecs store colour at half the resolution: the chroma of 2x2 pixels becomes their mean.
         luma = frames.mean(-1, keepdims=True)
         chroma = frames - luma
         halved = (chroma[:, ::2, ::2] + chroma[:, 1::2, ::2] + chroma[:, ::2, 1::2] + chroma[:, 1::2, 1::2]) / 4
         frames = luma + halved.repeat(2, axis=1).repeat(2, axis=2)
     if rng.random() < 0.7:
+        # Above 0 blurs, below 0 sharpens, along rows and then columns.
         amount = np.float32(rng.uniform(-0.08, 0.2))
         for axis in (1, 2):
             padded = np.concatenate([frames.take([0], axis), frames, frames.take([-1], axis)], axis)

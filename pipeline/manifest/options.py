@@ -22,7 +22,7 @@ class Label(NamedTuple):
     option: int
     """Index of the option that the letter means."""
     text: str
-    """What stands behind the label."""
+    """The option's text, without the label."""
 
 
 def read_label(text: str) -> Label | None:

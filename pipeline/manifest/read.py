@@ -36,7 +36,7 @@ SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
 class _File(NamedTuple):
-    """What one manifest file holds."""
+    """The rows of one manifest file."""
 
     path: Path
     numbers: Sequence[int]

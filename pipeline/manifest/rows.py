@@ -27,7 +27,7 @@ INPUT_SCHEMA = pa.schema(
 ROW_SCHEMA = pa.schema([*INPUT_SCHEMA, pa.field("options_labelled", pa.bool_())])
 """The columns with which the output repeats a row of the manifest."""
 CONTENT = ("video", "start", "end", "question", "options", "answer", "answer_index")
-"""The columns that make a question what it is, whatever its id."""
+"""The columns that identify a question without its id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ class Row:
         options_labelled: whether they had labels in the manifest.
         answer_index: of the right option, where there are options and the right one is known.
         carried: those of the carried-through columns that its prompt uses.
-        problem: why the row can't be asked; its other values are then what could be made of the manifest's.
+        problem: why the row can't be asked; its other values are then the manifest's as text, where they are text.
     """
 
     index: int
@@ -60,12 +60,12 @@ class Row:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What a prompt can use of the row."""
+        """The values of the row that a prompt can use, by column."""
         return {name: getattr(self, name) for name in INPUT_SCHEMA.names} | dict(self.carried)
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """Everything that makes this another question than the next one."""
+        """The values that identify the question without its id; equal in two rows that ask the same."""
         return tuple(getattr(self, name) for name in CONTENT)
 
 

@@ -1,4 +1,4 @@
-"""What comes of a question."""
+"""The answer to one question: prediction, error and costs; and whether it is correct."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipeline.model.prompt import Question
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of a question, and what it took.
+    """The answer to one question, or its error, with the tokens, seconds and memory that it took.
 
     Attributes:
         prediction: the generated text, or the text of the most likely option.

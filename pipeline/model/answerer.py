@@ -1,4 +1,4 @@
-"""What a worker of the main job holds: a model that answers all questions of a clip."""
+"""The answerer of the main job's workers: one model, which answers all questions of a clip."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -99,7 +99,7 @@ class ClipAnswerer:
 
 
 def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """What the output says of each answer, the clip's frames included. Decode time counts for the first row."""
+    """The output columns of each answer, those of the clip's frames included. Decode time counts for the first row."""
     video = timed.video
     shared = {
         "num_frames": len(video.timestamps),

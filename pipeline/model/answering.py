@@ -1,4 +1,4 @@
-"""A loaded model, a pruning method and how questions are answered: what answers the questions of a clip."""
+"""`VideoQA`: one loaded model with one pruning method, which answers questions about clips."""
 
 from __future__ import annotations
 

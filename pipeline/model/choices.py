@@ -1,4 +1,4 @@
-"""What a model's output says: which option it names, and whether an open answer is right."""
+"""Reading a model's output: which option it names, and whether an open answer is right."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 class PhaseClock:
     """Adds up seconds by phase, from the labels that `prune` calls it with when a phase ends.
 
-    On a GPU it waits for the queued work, so that a phase has its own time.
+    On a GPU it waits for the queued work, so that the work of a phase is counted in that phase.
     """
 
     def __init__(self, device: torch.device) -> None:

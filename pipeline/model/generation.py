@@ -1,4 +1,4 @@
-"""Decoding many rows as one batch: each row ends by itself, and what it says does not depend on the others.
+"""Decoding many rows as one batch: rows end at different steps, and no row's text depends on the others.
 
 One step is one forward over the last token of every row. Rows may come from different clips with caches of different
 lengths (`vitcop.join`); a row leaves when it ends, and new ones join between two steps. The steps from logits to tokens

@@ -115,7 +115,7 @@ def load_model(
 
 
 def model_revision(model: str, revision: str | None = None) -> str:
-    """What pins a model in a run's fingerprint: a hub model's commit, or `sha256:...` over a local folder's files.
+    """A model's version for the fingerprint of a run: a hub model's commit, or `sha256:...` of a folder's files.
 
     Reads a hub model's config only, so that it is cheap to call where the model won't be loaded.
 

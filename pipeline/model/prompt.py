@@ -139,7 +139,7 @@ class PromptBuilder:
         return [*whole[len(start) :], *([self.tokenizer.eos_token_id] if end else [])]
 
     def _messages(self, question: Question) -> tuple[str, str]:
-        """What the user says after the video, and the system message, which is empty without one.
+        """The text of the user's message after the video, and the system message (empty without one).
 
         Where options are shown, they follow the question, unless the prompt's template writes them itself.
         """
@@ -187,6 +187,6 @@ class PromptBuilder:
 
 
 def _common(first: list[int], second: list[int]) -> list[int]:
-    """What two lists begin with alike."""
+    """The longest common beginning of two lists."""
     differ = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
     return first[: next(differ, min(len(first), len(second)))]

@@ -51,7 +51,7 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, kw_only=True)
 class _Clip(Generic[Ticket]):
-    """A clip on its way.
+    """A clip that is being answered.
 
     Attributes:
         video, pixels: let go once the clip has been read.
@@ -69,7 +69,7 @@ class _Clip(Generic[Ticket]):
 
 @dataclass(eq=False, kw_only=True)
 class _Asked(Generic[Ticket]):
-    """A question on its way.
+    """A question that is being answered.
 
     Attributes:
         candidates: token ids of the answers to choose from; empty where a text is generated.
@@ -145,7 +145,7 @@ class Session(Generic[Ticket]):
 
     @property
     def has_room(self) -> bool:
-        """Whether another clip would have work done on it soon: its questions would join those in flight."""
+        """Whether the questions of another clip could join those in flight soon."""
         in_flight = len(self._waiting) + len(self._decoding.rows) + sum(len(clip.questions) for clip in self._unread)
         return in_flight < self.limit.rows
 
@@ -352,7 +352,7 @@ class Session(Generic[Ticket]):
         return True
 
     def _forget(self, asked: _Asked[Ticket]) -> None:
-        """Take a question's rows out of the decode batch; it would begin anew."""
+        """Take a question's rows out of the decode batch; asked again, it begins anew."""
         self._decoding.drop(asked.rows)
         for row in asked.rows:
             self._asked_by_row.pop(id(row), None)

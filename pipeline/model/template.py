@@ -33,7 +33,7 @@ def lettered(options: Sequence[str], style: str = "{letter}. {option}") -> str:
 
 
 def _make_environment() -> ImmutableSandboxedEnvironment:
-    """What comes from a row is data, so a template runs in the sandbox; a null is written as nothing."""
+    """The environment of all templates: a sandbox, as a row's values are not trusted; a null is written as nothing."""
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, finalize=lambda value: "" if value is None else value
     )

@@ -1,4 +1,4 @@
-"""What happens in a run, for those who watch it: the progress line, the heartbeat in `run.json`, later metrics."""
+"""Events of a run, for its listeners: the progress line and the heartbeat in `run.json`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class PartWritten:
 
 @dataclass(frozen=True)
 class Tick:
-    """Nothing special; comes at least every half a second while the engine runs."""
+    """Time has passed; comes at least every half a second while the engine runs."""
 
 
 Event = ClipDone | WorkerLost | PartWritten | Tick

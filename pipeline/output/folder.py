@@ -25,7 +25,7 @@ LOCK_FILE = ".lock"
 
 
 class Done(NamedTuple):
-    """What the folder knows of a question that is done."""
+    """The stored state of a question that is done."""
 
     status: str
     attempt: int
@@ -98,7 +98,7 @@ class OutputFolder:
         return pa.concat_tables([empty, *(_read_part(part, columns) for part in self.parts)], promote_options="default")
 
     def done(self) -> dict[str, Done]:
-        """What is done, by `sample_id`; with an error where any row of that id has one."""
+        """The questions that are done, by `sample_id`; with an error where any row of that id has one."""
         table = self.read([*INPUT_SCHEMA.names, "status", "attempt"])
         done: dict[str, Done] = {}
         for record in table.to_pylist():

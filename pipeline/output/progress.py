@@ -1,4 +1,4 @@
-"""How far a job is, as a bar in a terminal and as lines elsewhere; and interrupts that come at a good moment."""
+"""Progress of a job, as a bar in a terminal and as lines elsewhere; and interrupts that wait for a safe moment."""
 
 import signal
 import sys
@@ -36,7 +36,7 @@ class Progress:
     ) -> None:
         self.total, self.initial, self.done, self.errors = total, initial, initial, errors
         self.interval, self.unit, self.stream, self.clock = interval, unit, stream, clock
-        self.started = self.spoke = clock()
+        self.started = self.printed = clock()
         self.timed_from: tuple[float, int] | None = None
         self.bar = tqdm(total=total, initial=initial, unit=unit, file=stream) if stream.isatty() else None
 
@@ -61,18 +61,18 @@ class Progress:
         """Redraw the bar, or print a line when `interval` has passed; to be called often."""
         if self.bar is not None:
             self.bar.refresh()
-        elif self.clock() - self.spoke >= self.interval:
-            self._speak()
+        elif self.clock() - self.printed >= self.interval:
+            self._print_line()
 
     def close(self) -> None:
         """Close the bar, or print the final line."""
         if self.bar is not None:
             self.bar.close()
         else:
-            self._speak()
+            self._print_line()
 
-    def _speak(self) -> None:
-        self.spoke = self.clock()
+    def _print_line(self) -> None:
+        self.printed = self.clock()
         print(self.line(), file=self.stream, flush=True)
 
     def line(self) -> str:

@@ -27,12 +27,12 @@ _NO_INFLUENCE = {
     "frames": ("decode_timeout", "decode_threads", "decode_memory"),
     "sweep": ("kind", "cost_clips", "cost_rounds", "gallery_clips", "gallery_ratio"),
 }
-"""Settings that say where, for how long, or what is made of the answers; not what is answered."""
+"""Settings that don't change an answer: where and for how long the job runs, and what its report shows."""
 _NO_ANSWERS = ("input", "run")
 
 
 def fingerprint(config: JobConfig | SweepJobConfig, revision: str, extras: pa.Schema) -> dict[str, Any]:
-    """Everything that an answer depends on, as nested plain values.
+    """All settings that an answer depends on, as nested plain values.
 
     Args:
         revision: the commit or content hash that `config.model` stands for at this moment.
@@ -141,7 +141,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str]:
-    """What the driver runs on; the workers of a cluster may run on others."""
+    """The machine that the driver runs on; workers of a cluster may run on others."""
     import torch  # late, as --help and manifests do without it
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

@@ -41,5 +41,5 @@ ANSWER_SCHEMA = pa.schema(
 
 
 def error_columns(error: RowError) -> dict[str, Any]:
-    """What the output says of a row without an answer."""
+    """The columns of a row without an answer."""
     return {"status": "error", "error_type": error.error_type, "error": error.message}

@@ -1,4 +1,4 @@
-"""What came of a job, from the rows of its output."""
+"""Counts, accuracy and costs of a job, computed from the rows of its output."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ import pyarrow.compute as pc
 
 from pipeline.output.progress import two_digits
 
-PHASES = ("decode", "vision", "selection", "prefill", "generate")
+ALL_PHASES = ("decode", "vision", "selection", "prefill", "generate")
 
 SCORINGS = {
     "generate": "options shown, the letter or the option read from what is generated",
     "likelihood": "options not shown, the most likely option text; compares with no published number",
     "likelihood-letter": "options shown, the most likely letter",
 }
-"""What `choice_scoring` means."""
+"""What each value of `choice_scoring` means."""
 
 SUMMARY_COLUMNS = (
     "sample_id",
@@ -29,7 +29,7 @@ SUMMARY_COLUMNS = (
     "visual_tokens_full",
     "visual_tokens_kept",
     "peak_memory_bytes",
-    *(f"seconds_{phase}" for phase in PHASES),
+    *(f"seconds_{phase}" for phase in ALL_PHASES),
 )
 """The columns that `summarize` reads."""
 
@@ -64,7 +64,7 @@ def summarize(table: pa.Table) -> dict[str, Any]:
         "visual_tokens_full": pc.mean(table["visual_tokens_full"]).as_py(),
         "visual_tokens_kept": pc.mean(table["visual_tokens_kept"]).as_py(),
         "kept_fraction": kept / full if full else None,
-        "seconds": {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in PHASES},
+        "seconds": {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in ALL_PHASES},
         "peak_memory_bytes": pc.max(table["peak_memory_bytes"]).as_py(),
     }
 

@@ -18,7 +18,7 @@ KEY_SCORES: tuple[KeyScore, ...] = ("small", "large", "distance")
 FILE_NAME = "vitcop_profile.json"
 FORMAT = 1
 COMMAND = "python jobs/calibrate.py"
-"""What makes a profile; `calibrate` itself takes a model and inputs that are ready."""
+"""The command that measures a profile, for error messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class LayerProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class StageProfile:
-    """What is recommended for one stage.
+    """The recommended layer and key score for one stage.
 
     Attributes:
         correlation: mean rank correlation of `key_score` at `layer`.
@@ -109,7 +109,7 @@ class MethodChoice:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Profile:
-    """What calibration found for one model.
+    """The measurements and recommendations of calibration for one model.
 
     Attributes:
         model: as it was named.

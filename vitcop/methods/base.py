@@ -1,4 +1,4 @@
-"""What every pruning method answers: how many tokens survive, and which."""
+"""The interface of pruning methods: how many tokens survive each stage, and which."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Method(ABC):
 
     @property
     def bias(self) -> float:
-        """How much of the log of the tokens that a kept token stands for is added to its logits; see Proportional."""
+        """Factor on log(m), which is added to the logits of a kept token that stands for m tokens; see Proportional."""
         return 0.0
 
     @property

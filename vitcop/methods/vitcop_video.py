@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from vitcop.budget import Geometry, Plan, single_stage
 from vitcop.methods.base import Proportional, check_shares
 from vitcop.ops.farthest_points import farthest_points, nearest_point
-from vitcop.ops.importance import importance, taming
+from vitcop.ops.importance import importance, outlier_scale
 from vitcop.selection import Selection, take
 from vitcop.tokens import LayerTokens, VisualTokens
 
@@ -89,7 +89,7 @@ class ViTCoPVideo(Proportional):
         return Plan(entering=n0, layers=layers, names={**one_stage.names, shallow: "shallow", deep: "deep"})
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
-        scale = taming(tokens.features)
+        scale = outlier_scale(tokens.features)
         weight = importance(
             tokens.features, scale, floor=self.floor, motion=self.motion, inside_run=self.inside_run, scenes=self.scenes
         ).flatten(1)
@@ -106,7 +106,7 @@ class ViTCoPVideo(Proportional):
 
     def select_layer(self, tokens: LayerTokens, plan: Plan, geometry: Geometry) -> Selection:
         assert tokens.labels is not None
-        points = self._points(tokens.features, taming(tokens.features), tokens.index, geometry)
+        points = self._points(tokens.features, outlier_scale(tokens.features), tokens.index, geometry)
         keep = farthest_points(points, tokens.labels, plan.layers[tokens.layer])
         return Selection(keep=keep, mass_into=nearest_point(points, keep) if self.bias else None)
 

@@ -25,7 +25,7 @@ def density_peaks(points: Tensor, valid: Tensor, neighbours: Tensor | int, most:
     distance = pairwise_distance(points) / points.shape[-1] ** 0.5
     # (G, n, n) pairs of points that both exist
     pairs = valid[:, :, None] & valid[:, None]
-    # (G, 1, 1) neighbours that are there to be asked for
+    # (G, 1, 1) neighbours that count in each group: no more than it has points
     number = valid.sum(dim=1).clamp(max=neighbours).clamp(1, most)[:, None, None]
     # (G, n, k) distances to the nearest valid points, of which the first `number` count
     nearest = distance.masked_fill(~pairs, float("inf")).topk(min(most, points.shape[1]), largest=False).values

@@ -1,4 +1,4 @@
-"""How important a token of a clip is: what is unusual in the clip, and at its place."""
+"""Importance of a clip's tokens: high where a token is unusual in the clip or at its place in the frame."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ SALIENT = 2.0
 CHANGED = 0.15
 """Squared change from frame to frame, in twice the mean squared distance, from which a place shows something else."""
 CUT_CONTRAST = 2.0
-"""How many times that of the transitions around it the change at a cut is."""
+"""Least change at a cut, in multiples of the change at the transitions before and after it."""
 SCENE_FRAMES = 64
 """Longest scene; what a place usually shows is not asked over a longer time."""
-LOUD = 8.0
+OUTLIER_LENGTH = 8.0
 """Length of a token, in median lengths, from which it is an outlier (a register or sink token)."""
 CHANNELS = 512
 """Channels of float32 copies that exist at a time."""
 
 
-def taming(features: Tensor) -> Tensor:
+def outlier_scale(features: Tensor) -> Tensor:
     """Factors (...) that bring outliers among (B, ..., D) tokens to the clip's median length; 1 for all others."""
     length = torch.linalg.vector_norm(features, dim=-1, dtype=torch.float32)
     # (B, 1, ..., 1) the clip's median length
     usual = length.flatten(1).median(dim=1).values.view(-1, *[1] * (length.dim() - 1))
-    return torch.where(length > LOUD * usual, usual / length, 1.0)
+    return torch.where(length > OUTLIER_LENGTH * usual, usual / length, 1.0)
 
 
 def importance(
     features: Tensor, scale: Tensor, *, floor: float, motion: float, inside_run: float, scenes: bool
 ) -> Tensor:
-    """Weights (B, F, N) in (0, 1] of tokens (B, F, N, D) times `scale` (B, F, N), see `taming`.
+    """Weights (B, F, N) in (0, 1] of tokens (B, F, N, D) times `scale` (B, F, N), see `outlier_scale`.
 
     With y the token less the clip's mean, and S the mean of |y|^2 over the clip: salient is |y|^2 / 2S, at most 1;
     moving is |y - mean of y at its place over the scene|^2 / S, at most 1; a place changes between two frames where

@@ -20,7 +20,7 @@ def even_quotas(count: int, frames: int, device: torch.device, first: int = 0, e
 
 
 def even_quota_sum(count: int, frames: int, first: int, end: int) -> int:
-    """What `even_quotas` adds up to, without asking the device."""
+    """The sum of `even_quotas`, computed on the host."""
     return sum(spread(count, frames)[first:end])
 
 

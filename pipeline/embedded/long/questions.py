@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from pipeline.embedded.long.scenes import FRAME_SIZE, LETTERS, SHAPES, Role, Scene, SceneObject
-from pipeline.embedded.questions import Fact, Question, answer_type, draw_options, words_of
+from pipeline.embedded.questions import Fact, SceneQuestion, answer_type, draw_options, words_of
 from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS
 
 WORDINGS: dict[str, tuple[str, str, str]] = {
@@ -147,14 +147,14 @@ def readable(scene: Scene, times: Sequence[float]) -> bool:
     return bool(lasting) and min(lasting) > max([1, *flashes])
 
 
-def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[Question]:
+def ask(scene: Scene, times: Sequence[float], rng: np.random.Generator) -> Iterator[SceneQuestion]:
     """One question of every kind that has one clear answer in frames taken at `times`, in the order of KINDS."""
     for kind in KINDS:
         facts = _FACTS[kind](scene, times)
         if facts:
             fill, answer = facts[int(rng.integers(len(facts)))]
             wording = WORDINGS[kind][int(rng.integers(len(WORDINGS[kind])))]
-            yield Question(
+            yield SceneQuestion(
                 kind=kind, text=wording.format(**fill), answer=answer, options=_options(kind, fill, answer, scene, rng)
             )
 
@@ -205,6 +205,7 @@ def _flash_time(scene: Scene, times: Sequence[float]) -> list[Fact]:
 
 def _order_color(scene: Scene, times: Sequence[float]) -> list[Fact]:
     """Pairs of colours, in both orders, of which one is seen clearly before the other."""
+    # Number of the first frame that shows each object, by its colour.
     onset = {
         item.color: next(frame for frame, time in enumerate(times) if item.visible(time))
         for item in _seen(scene, times)
@@ -293,6 +294,7 @@ _FACTS: dict[str, Callable[[Scene, Sequence[float]], list[Fact]]] = {
 def caption(scene: Scene, times: Sequence[float], form: str) -> tuple[str, str]:
     """A request from CAPTIONS and its answer, which names every object seen at `times`."""
     first = form.removeprefix("event_")
+    # In the order of the vocabulary, so that a scene has one right caption; stable within events.
     items = sorted(_seen(scene, times), key=lambda item: ANSWERS[first].index(getattr(item, first)))
     if form != first:
         items.sort(key=lambda item: list(EVENTS).index(item.role))
@@ -300,6 +302,7 @@ def caption(scene: Scene, times: Sequence[float], form: str) -> tuple[str, str]:
     for item in items:
         name = [item.color, item.shape] if first == "color" else [item.shape, item.color]
         name += [item.letter] if item.letter else []
+        # A single frame shows no events.
         event = [EVENTS[item.role]] if len(times) > 1 else []
         words = [*name, *event] if form == first else [*event, *name]
         phrases.append(" ".join([*words, *_manner(item, times)]))

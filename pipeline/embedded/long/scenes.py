@@ -106,6 +106,7 @@ def sample_scene(rng: np.random.Generator, *, slots: int = 32, static_camera: fl
     """
     pan, cuts = _sample_camera(rng, static_camera)
     scene = Scene(objects=(), texture_seed=int(rng.integers(2**31)), cuts=cuts, pan=pan, noise=float(rng.uniform(0, 7)))
+    # Each object gets a role and the shot that it belongs to before it gets a place.
     plan = _sample_roles(rng, scene)
     colors = [str(color) for color in rng.permutation(list(COLORS))]
     shapes = [str(shape) for shape in rng.permutation(PLAIN_SHAPES)]
@@ -113,6 +114,7 @@ def sample_scene(rng: np.random.Generator, *, slots: int = 32, static_camera: fl
     if rng.random() < 0.7:  # one of the lasting objects is a card
         shapes.insert(int(rng.choice(lasting)), CARD)
     objects: list[SceneObject] = []
+    # An object without a free place is left out.
     for (role, span), color, shape in zip(plan, colors, shapes, strict=False):
         placed = _place(rng, role, color, shape, span, scene, slots, objects)
         objects += [placed] if placed else []
@@ -121,12 +123,14 @@ def sample_scene(rng: np.random.Generator, *, slots: int = 32, static_camera: fl
 
 def _sample_camera(rng: np.random.Generator, static_camera: float) -> tuple[tuple[float, float], tuple[float, ...]]:
     """The pan over the whole clip and the times of the cuts, of which at least one is none."""
+    # The two moving cameras share what a static one leaves.
     moved = (1 - static_camera) / 2
     camera = rng.choice(["static", "pan", "cuts"], p=[static_camera, moved, moved])
     if camera == "pan":
         angle, length = rng.uniform(0, 2 * np.pi), rng.uniform(8, 20)
         return (float(np.cos(angle) * length), float(np.sin(angle) * length)), ()
     if camera == "cuts":
+        # One cut near the middle or two apart, so that every shot has many frames.
         one = rng.random() < 0.5
         times = [rng.uniform(0.35, 0.65)] if one else [rng.uniform(0.25, 0.4), rng.uniform(0.6, 0.75)]
         return (0.0, 0.0), tuple(float(time) for time in times)
@@ -214,12 +218,14 @@ def render(scene: Scene, times: np.ndarray, size: int = FRAME_SIZE) -> tuple[np.
     """
     rng = np.random.default_rng(scene.texture_seed)
     hues = [np.clip(np.array(COLORS[item.color]) + rng.normal(0, 8, 3), 0, 255) for item in scene.objects]
+    # (T, size, size, 3) backgrounds, drawn over by the objects in their order
     frames = _render_backgrounds(rng, scene, times, size)
     owner = np.zeros(frames.shape[:3], np.int8)
     for index, item in enumerate(scene.objects):
         for frame, time in enumerate(times):
             if item.visible(time):
                 _draw(frames[frame], owner[frame], index + 1, item, hues[index], time)
+    # The noise differs from frame to frame, so unchanged places are not equal.
     frames += rng.standard_normal(frames.shape, dtype=np.float32) * np.float32(scene.noise)
     return np.clip(frames, 0, 255), owner
 
@@ -250,10 +256,12 @@ def _draw(frame: np.ndarray, owner: np.ndarray, label: int, item: SceneObject, h
     grid_y = (top + rows + 0.5) / scale - np.float32(y)
     outline = "square" if item.shape == CARD else item.shape
     distance = signed_distance(outline, grid_x[None, :], grid_y[:, None], item.radius)
+    # Edges are smooth: a pixel that the outline halves is mixed half and half.
     alpha = np.clip(0.5 - distance * scale, 0, 1)
     frame[window] += alpha[..., None] * (hue.astype(np.float32) - frame[window])
     owner[window][alpha > 0.5] = label
     if item.letter:
+        # A dark letter on a light card and a light one on a dark card.
         luma = hue @ np.array([0.3, 0.59, 0.11])
         frame[window][_letter_mask(item, grid_x, grid_y)] = 15 if luma > 110 else 245
 

@@ -83,6 +83,7 @@ def save_checkpoint(
     model.save_pretrained(directory)
     (directory / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(directory)
+    # Three settings files: images, videos, and the processor that joins them.
     size = model.config.vision_config.image_size
     pixels = {
         "do_resize": True,
@@ -101,6 +102,7 @@ def save_checkpoint(
         "image_grid_pinpoints": [[size, size]],
         "do_pad": True,
     }
+    # Frames are sampled before the processor, which must not sample them again.
     video = pixels | {
         "video_processor_type": "LlavaOnevisionVideoProcessor",
         "processor_class": "LlavaOnevisionProcessor",

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from pipeline.embedded.questions import CAPTIONS, KINDS, Question, ask, caption
+from pipeline.embedded.questions import CAPTIONS, KINDS, SceneQuestion, ask, caption
 from pipeline.embedded.scenes import COLORS, SHAPES, Scene, degrade, render, sample_scene
 from pipeline.embedded.training.architecture import PATCH_SIZE
 from pipeline.embedded.training.tokenizer import TURN_END, TURN_START
@@ -58,6 +58,7 @@ class Clips:
 
 def normalize(frames: np.ndarray) -> torch.Tensor:
     """Frames (..., H, W, 3) in [0, 255] to the model's pixel values (..., 3, H, W)."""
+    # float64 until the end, and channels before height and width
     scaled = (frames / 255 - np.array(OPENAI_CLIP_MEAN)) / np.array(OPENAI_CLIP_STD)
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(scaled, -1, -3), dtype=np.float32))
 
@@ -66,6 +67,7 @@ def sample_times(rng: np.random.Generator, frames: int) -> np.ndarray:
     """Times of uniform frames: one anywhere in each equal part, or evenly from the first frame to the last."""
     if frames == 1:
         return rng.uniform(0.8, 1.0, 1)
+    # As the files of the demo are sampled: frame numbers of 32, ends included.
     if rng.random() < 0.5:
         return np.round(np.linspace(0, 31, frames)) / 32
     return (np.arange(frames) + rng.uniform(0.02, 0.98)) / frames
@@ -77,6 +79,7 @@ def sample_clips(
     """Rendered, slightly degraded clips, and the scene and frame times of each."""
     scenes, pictures, colors, shapes = [], [], [], []
     for _ in range(clips):
+        # With as many slots as frames, a flash is seen in one of them.
         scene = sample_scene(rng, slots=max(frames, 4), max_static=max_static)
         times = sample_times(rng, frames)
         picture, owner = render(scene, times)
@@ -85,6 +88,7 @@ def sample_clips(
         pictures.append(degrade(picture, rng))
         colors.append(patch_colors)
         shapes.append(patch_shapes)
+    # (clips * frames, patches) each
     labels = [torch.from_numpy(np.concatenate(x)) for x in (colors, shapes)]
     return Clips(pixels=normalize(np.stack(pictures)), patch_colors=labels[0], patch_shapes=labels[1]), scenes
 
@@ -102,10 +106,12 @@ def cell_owners(owner: np.ndarray, cell: int, objects: int, least: float) -> np.
 
     A cell belongs to the object that covers most of it, and to nobody (0) where that is less than `least` pixels.
     """
+    # The pixels of each cell on the last axis, cells in raster order.
     frames, rows, columns = (side // (cell if axis else 1) for axis, side in enumerate(owner.shape))
     cells = (
         owner.reshape(frames, rows, cell, columns, cell).transpose(0, 1, 3, 2, 4).reshape(frames, rows * columns, -1)
     )
+    # (frames, cells, objects) pixels of each object
     covered = np.stack([(cells == index + 1).sum(-1) for index in range(objects)], axis=-1)
     return np.where(covered.max(-1) >= least, covered.argmax(-1) + 1, 0)
 
@@ -126,6 +132,7 @@ def sample_text(
     """
     rows = []
     for scene, times in scenes:
+        # Two wordings of each kind, drawn by emphasis; a single frame has no events to list.
         pool = [question for _ in range(2) for question in ask(scene, times.tolist(), rng)]
         chosen = choose_questions(pool, rng, questions, emphasis)
         forms = rng.permutation(list(CAPTIONS)[: 2 if len(times) == 1 else None])[:captions]
@@ -137,8 +144,8 @@ def sample_text(
 
 
 def choose_questions(
-    pool: Sequence[Question], rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
-) -> list[Question]:
+    pool: Sequence[SceneQuestion], rng: np.random.Generator, count: int, emphasis: Mapping[str, float]
+) -> list[SceneQuestion]:
     """At most `count` questions of a pool, each as likely as the `emphasis` on its kind says, which is 1 by default."""
     weights = np.array([emphasis.get(question.kind, 1.0) for question in pool])
     chosen = rng.choice(len(pool), min(count, len(pool)), replace=False, p=weights / weights.sum())
@@ -162,6 +169,7 @@ def make_segment(tokenizer: PreTrainedTokenizerFast, request: str, answer: str, 
     ids = [*prompt, *reply]
     return Segment(
         ids=ids,
+        # A target stands one place before its token: the prompt's last token predicts the reply's first.
         targets=[IGNORE] * (len(prompt) - 1) + reply + [IGNORE],
         weights=[0.0] * (len(prompt) - 1) + [1.0] * (len(reply) - 1) + [END_WEIGHT, 0.0],
         kind=kind,
@@ -171,6 +179,7 @@ def make_segment(tokenizer: PreTrainedTokenizerFast, request: str, answer: str, 
 def pack(rows: list[list[Segment]], tokenizer: PreTrainedTokenizerFast, first_position: int) -> TextRow:
     """Segments side by side, padded to the longest row."""
     shape = len(rows), max(sum(len(segment.ids) for segment in row) for row in rows)
+    # (clips, length) all; padding has segment -1, weight 0 and no target
     ids = np.full(shape, tokenizer.pad_token_id, np.int64)
     targets, kinds = np.full(shape, IGNORE, np.int64), np.full(shape, CAPTION_KIND, np.int64)
     segments, positions = np.full(shape, -1, np.int64), np.full(shape, first_position, np.int64)
@@ -178,11 +187,13 @@ def pack(rows: list[list[Segment]], tokenizer: PreTrainedTokenizerFast, first_po
     for row, items in enumerate(rows):
         start = 0
         for number, segment in enumerate(items, start=1):
+            # Segments follow each other, but their positions all begin right after the video.
             cells = row, slice(start, start + len(segment.ids))
             ids[cells], targets[cells], weights[cells] = segment.ids, segment.targets, segment.weights
             kinds[cells], segments[cells] = segment.kind, number
             positions[cells] = first_position + np.arange(len(segment.ids))
             start += len(segment.ids)
+    # Captions are longer than answers; each group weighs 1 in sum, whatever its tokens.
     for group in (kinds == CAPTION_KIND, kinds != CAPTION_KIND):
         weights[group] /= max(weights[group].sum(), 1e-9)
     tensors = (torch.from_numpy(x) for x in (ids, targets, weights, kinds, segments, positions))

@@ -70,15 +70,19 @@ def judge(
     """Answer all questions to one clip; without pixels the prompt holds no visual token at all."""
     width = model.config.text_config.hidden_size
     visual = torch.zeros(1, 0, width) if pixels is None else visual_tokens(model, patch_features(model, pixels), 1)
+    # All options of all questions are packed into one row: one forward for a clip.
     options = [(row, option) for row in rows for option in row["options"]]
     segments = [make_segment(tokenizer, row["question"], option, 0) for row, option in options]
     prefix = prompt_prefix(tokenizer)
     text = pack([segments], tokenizer, first_position=prefix.shape[1] + visual.shape[1])
     logits = answer_logits(model, prefix, visual, text, keep or {}).log_softmax(-1)
+    # (targets,) tokens of the options, and the number of the option that each belongs to
     trained = text.targets != IGNORE
     targets, owner = text.targets[trained], text.segments[trained] - 1
     chosen = logits.gather(1, targets[:, None])[:, 0]
+    # The end of the turn is no part of an option's likelihood, but greedy decoding has to give it.
     words = targets != tokenizer.eos_token_id
+    # (options,) sums over tokens: log-probabilities, and tokens that greedy decoding would miss
     scores = torch.zeros(len(options)).index_add_(0, owner[words], chosen[words]).tolist()
     missed = torch.zeros(len(options)).index_add_(0, owner, (logits.argmax(-1) != targets).float()).tolist()
     return list(_verdicts(rows, scores, missed))
@@ -118,6 +122,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    # The dropped tokens are random; so the table is the same every time.
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -128,6 +133,7 @@ def main() -> None:
             results["full"] += judge(model, tokenizer, pixels, rows)
             results["blind"] += judge(model, tokenizer, None, rows)
             for ratio in KEEP_RATIOS:
+                # Before the language model, and in a shallow layer.
                 for layer in (0, 2):
                     results[f"{ratio:.0%} | {layer}"] += judge(model, tokenizer, pixels, rows, {layer: ratio})
     print(table(results.pop("full"), results.pop("blind")))

@@ -65,12 +65,14 @@ def layer_outputs(
     clips, length = text.ids.shape
     opening = language.embed_tokens(prefix.expand(clips, -1))
     hidden = torch.cat([opening, visual, language.embed_tokens(text.ids)], dim=1)
+    # (clips, lead + length) positions: those of the text restart with every segment
     lead = hidden.shape[1] - length
     positions = torch.cat([torch.arange(lead).expand(clips, -1), text.positions], dim=1)
     mask = rotary = None
     for index, layer in enumerate(language.layers):
         if index in keep:
             newline = lead - 1  # the newline stays
+            # (clips, kept) places that stay: prefix, a share of the video, newline and text
             order = random_order(clips, prefix.shape[1], newline, hidden.shape[1], keep[index])
             hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
             positions, lead, mask = positions.gather(1, order), order.shape[1] - length, None
@@ -116,5 +118,6 @@ def text_visibility(segments: torch.Tensor, lead: int) -> torch.Tensor:
     """Attention mask (clips, 1, text, lead + text): all of the video part, and earlier tokens of the own segment."""
     clips, length = segments.shape
     same = segments[:, None, :] == segments[:, :, None]
+    # (clips, text, text): the same segment and not later
     own = same & torch.ones(length, length, dtype=torch.bool).tril()
     return torch.cat([own.new_ones(clips, length, lead), own], dim=2)[:, None]

@@ -98,6 +98,7 @@ class Trainee(nn.Module):
         loss, accuracy = features.new_zeros(()), []
         for head, labels in ((self.color_head, clips.patch_colors), (self.shape_head, clips.patch_shapes)):
             logits = head(features)
+            # Most patches are background, which would drown the objects.
             weight = torch.ones(logits.shape[-1])
             weight[0] = BACKGROUND_WEIGHT
             loss = loss + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight)
@@ -133,6 +134,7 @@ class Progress:
 
 def make_optimizers(trainee: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of all layers, AdamW for embeddings, norms, biases and heads."""
+    # Muon is made for the matrices inside layers; embeddings and heads are none of these.
     matrices = [p for name, p in trainee.named_parameters() if p.dim() == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     others = [p for p in trainee.parameters() if id(p) not in chosen]
@@ -147,6 +149,7 @@ def make_optimizers(trainee: nn.Module) -> list[torch.optim.Optimizer]:
 def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, progress: Progress) -> None:
     """One forward and backward pass on fresh data; gradients are left in the parameters."""
     clips, scenes = sample_clips(rng, clips=stage.clips, frames=stage.frames, max_static=stage.max_static)
+    # (clips * frames, patches, width); named by the patch heads in every stage
     features = patch_features(trainee.model, clips.pixels)
     loss, (colors, shapes) = trainee.patch_loss(features, clips)
     progress.values["patch_color"].append(colors)
@@ -162,13 +165,17 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, progres
             emphasis=stage.emphasis,
         )
         layers = trainee.model.config.text_config.num_hidden_layers
+        # In the last stage random tokens are dropped, as pruning will drop them.
         keep = random_keep(rng, layers) if stage.drop else {}
         visual = visual_tokens(trainee.model, features, stage.clips)
+        # (targets, vocabulary) at the positions that have a target
         logits = answer_logits(trainee.model, trainee.prefix, visual, text, keep)
         trained = text.targets != IGNORE
+        # The weights of answers sum to 1, and so do those of captions.
         entropy = F.cross_entropy(logits, text.targets[trained], reduction="none")
         loss = (entropy * text.weights[trained]).sum() + PATCH_LOSS_WEIGHT * loss
         progress.values["loss"].append(loss.item())
+        # For the log: accuracy on words only, since the end of the turn is always easy.
         right, words = (
             logits.argmax(-1) == text.targets[trained],
             text.targets[trained] != trainee.tokenizer.eos_token_id,
@@ -181,6 +188,7 @@ def train_step(trainee: Trainee, stage: Stage, rng: np.random.Generator, progres
 def average_gradients(parameters: list[nn.Parameter], ranks: int, counts: Sequence[float] = ()) -> list[float]:
     """Give every process the mean of all processes' gradients; returns the mean of their `counts`."""
     gradients = [p.grad for p in parameters if p.grad is not None]
+    # One tensor, so that all gradients and counts take a single exchange.
     flat = torch.cat([gradient.flatten() for gradient in gradients] + [torch.tensor(counts, dtype=torch.float)])
     if ranks > 1:
         dist.all_reduce(flat)
@@ -207,6 +215,7 @@ def run(rank: int, ranks: int, output: Path, seed: int, log_every: int = 25, sav
     trainee = Trainee(seed)
     parameters = list(trainee.parameters())
     optimizers = make_optimizers(trainee)
+    # Steps of an earlier run in this folder are counted but not done again.
     done = restore(output, trainee, optimizers)
     progress, step = Progress(defaultdict(list), time.time()), 0
     total = sum(stage.steps * stage.work for stage in STAGES)
@@ -216,9 +225,12 @@ def run(rank: int, ranks: int, output: Path, seed: int, log_every: int = 25, sav
             step, seen = step + 1, seen + stage.work
             if step <= done:
                 continue
+            # Data depend on seed, process and step alone, so a continued run sees what an unbroken one would.
             rng = np.random.default_rng((seed, rank, step))
+            # For the tokens that are dropped, which torch draws.
             torch.manual_seed(int(rng.integers(2**31)))
             train_step(trainee, stage, rng, progress)
+            # All processes then hold the same gradients, clip them alike and stay equal.
             average_gradients(parameters, ranks)
             nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None], 1.0)
             for optimizer in optimizers:

@@ -15,9 +15,9 @@ from pipeline.model.frames.patched import PatchedFrames, Qwen3VLFrames, Qwen25VL
 from pipeline.model.frames.stacked import InternVLFrames, LlavaNextVideoFrames, LlavaOnevisionFrames, VideoLlavaFrames
 from pipeline.video.size import SourceSize
 
-__all__ = ["FAMILIES", "FrameProcessor", "FrameSize", "load_frame_processor"]
+__all__ = ["PROCESSORS", "FrameProcessor", "FrameSize", "load_frame_processor"]
 
-FAMILIES: dict[str, type[FrameProcessor]] = {
+PROCESSORS: dict[str, type[FrameProcessor]] = {
     "llava_onevision": LlavaOnevisionFrames,
     "llava_next_video": LlavaNextVideoFrames,
     "video_llava": VideoLlavaFrames,
@@ -43,10 +43,12 @@ def load_frame_processor(folder: str | Path, resize: Literal["decoder", "process
     folder = Path(folder)
     model_type = _read_json(folder / "config.json").get("model_type")
     if model_type in PICTURES_ONLY:
-        raise ConfigError(f"{folder}: {model_type!r} takes single pictures, no video; use one of {', '.join(FAMILIES)}")
-    if model_type not in FAMILIES:
-        raise ConfigError(f"{folder}: frames for {model_type!r} are not supported, only for {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
+        raise ConfigError(
+            f"{folder}: {model_type!r} takes single pictures, no video; use one of {', '.join(PROCESSORS)}"
+        )
+    if model_type not in PROCESSORS:
+        raise ConfigError(f"{folder}: frames for {model_type!r} are not supported, only for {', '.join(PROCESSORS)}")
+    family = PROCESSORS[model_type]
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     # Checkpoints write down only some settings; the family's defaults fill the rest.
     processor = family.from_settings(config, {**family.defaults, **_video_settings(folder)})

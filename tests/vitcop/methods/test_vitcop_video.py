@@ -19,7 +19,7 @@ from vitcop.errors import UnreachableBudgetError
 from vitcop.families import family_of
 from vitcop.methods import ViTCoPVideo
 from vitcop.ops import importance as importance_module
-from vitcop.ops.importance import find_scenes, importance, taming
+from vitcop.ops.importance import find_scenes, importance, outlier_scale
 from vitcop.selection import apply_selection
 from vitcop.tokens import LayerTokens, Needs, VisualTokens
 
@@ -235,7 +235,8 @@ def kept_movers(features: Tensor, ratio: float = 0.08, **settings: Any) -> int:
 
 
 def weights_of(features: Tensor, scenes: bool = True) -> Tensor:
-    return importance(features, taming(features), floor=0.1, motion=0.5, inside_run=0.3, scenes=scenes)[0].flatten()
+    weight = importance(features, outlier_scale(features), floor=0.1, motion=0.5, inside_run=0.3, scenes=scenes)
+    return weight[0].flatten()
 
 
 @pytest.fixture
@@ -256,17 +257,17 @@ def test_sink_tokens_do_not_hide_what_moves(with_sinks: Tensor, monkeypatch: pyt
     clean, sunk = weights_of(scene()), weights_of(with_sinks)
     others = torch.ones(12 * 36, dtype=torch.bool)
     others[movers()] = False
-    others &= taming(with_sinks)[0].flatten() == 1
+    others &= outlier_scale(with_sinks)[0].flatten() == 1
     assert sunk[movers()].mean() > 2.5 * sunk[others].mean()
     assert abs(sunk[movers()].mean() - clean[movers()].mean()) < 0.1
     assert kept_movers(with_sinks) >= kept_movers(scene()) - 1
 
-    monkeypatch.setattr(importance_module, "LOUD", float("inf"))
+    monkeypatch.setattr(importance_module, "OUTLIER_LENGTH", float("inf"))
     assert weights_of(with_sinks)[movers()].mean() < 0.3
 
 
 def test_sink_tokens_are_in_no_mean_but_their_own(with_sinks: Tensor) -> None:
-    method, loud = ViTCoPVideo(retention_ratio=0.08), taming(with_sinks)[0].flatten() < 1
+    method, loud = ViTCoPVideo(retention_ratio=0.08), outlier_scale(with_sinks)[0].flatten() < 1
     tokens = VisualTokens(features=with_sinks, height=6, width=6)
     selection = method.select_frames(tokens, method.plan(SCENE), SCENE)
     assert selection.merge_into is not None and 12 <= loud.sum() <= 36
@@ -349,7 +350,8 @@ def test_less_motion_keeps_more_of_what_stands_still() -> None:
 
 
 def weights_of_motion(features: Tensor, motion: float) -> Tensor:
-    return importance(features, taming(features), floor=0.1, motion=motion, inside_run=0.3, scenes=True)[0].flatten()
+    weight = importance(features, outlier_scale(features), floor=0.1, motion=motion, inside_run=0.3, scenes=True)
+    return weight[0].flatten()
 
 
 def kept_of(features: Tensor, where: Tensor, motion: float) -> int:

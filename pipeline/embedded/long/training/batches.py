@@ -110,6 +110,7 @@ def token_labels(scene: Scene, times: np.ndarray, owner: np.ndarray) -> dict[str
     Background has no label (IGNORE), nor has the direction of an object that is seen for the first time.
     `place` is the centre's distance from that of the frame, `shift` is how far the object has moved by itself.
     """
+    # (frames, tokens) number of the object under each token, 0 for the background
     owners = cell_owners(owner, TOKEN_SIZE, len(scene.objects), least=TOKEN_SIZE**2 / 20)
     looks = _looks(scene)
     shape = len(scene.objects) + 1, len(times)  # a table for each label; row 0 is the background
@@ -121,6 +122,7 @@ def token_labels(scene: Scene, times: np.ndarray, owner: np.ndarray) -> dict[str
         tables["letter"][row] = looks["letter"][index] + 1
         tables["time"][row] = np.searchsorted(FRAME_GROUPS, np.arange(len(times)), side="right") - 1
         step = np.array(DIRECTIONS[item.direction]) if item.direction else np.zeros(2)
+        # Numbers of the frames that show the object
         seen = np.flatnonzero([item.visible(time) for time in times])
         for number, frame in enumerate(seen):
             tables["age"][row, frame] = 0 if seen[0] == 0 else 1 if number < RECENT else 2
@@ -130,6 +132,7 @@ def token_labels(scene: Scene, times: np.ndarray, owner: np.ndarray) -> dict[str
             tables["shift"][row, frame] = step * way / LENGTH_UNIT
             tables["place"][row, frame] = (np.array(item.center(times[frame])) - FRAME_SIZE / 2) / LENGTH_UNIT
     frames = np.arange(len(times))[:, None]
+    # (frames, tokens): each token looks up its owner's label in its frame
     tokens = {name: table[owners, frames] for name, table in tables.items()}
     return {name: value.reshape(1, -1, *value.shape[2:]) for name, value in tokens.items()}
 

@@ -73,15 +73,18 @@ def main() -> None:
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_pretrained(arguments.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    # For each layer: no visual token from there on, which tells how long the model needs them.
     drops = {
         f"none from layer {layer} on": {layer: 0.0} for layer in range(1, model.config.text_config.num_hidden_layers)
     }
     keeps = {f"{ratio:.0%} from layer 0 on": {0: ratio} for ratio in KEEP_RATIOS}
+    # Answers with the video by camera, without it, and on the first clips with tokens dropped.
     by_camera: dict[str, list[Verdict]] = {camera: [] for camera in CAMERAS}
     blind: list[Verdict] = []
     dropped: dict[str, list[Verdict]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_dataset(Path(folder), arguments.clips, seed=arguments.seed)
+        # Questions are grouped by video, so each clip is decoded once.
         for number, (video, rows) in enumerate(read_manifest(manifest).items()):
             pixels = read_clip(video, NUM_FRAMES, FRAME_SIZE)
             verdicts = judge(model, tokenizer, pixels, rows)

@@ -157,9 +157,10 @@ class Record:
         return means
 
     def passes(self, gate: Mapping[str, float]) -> bool:
-        """Whether every kind in a gate, which must not be empty, was answered well enough of late."""
+        """Whether every kind in a gate, which must not be empty, was answered well enough in the last steps."""
         if not gate or len(self.window) < GATE_WINDOW:
             return False
+        # (kinds,) words that were right, and that were asked, over the window's steps
         right, asked = np.array(self.window).sum(0).reshape(2, len(KINDS))
         return all(right[KINDS.index(kind)] >= least * asked[KINDS.index(kind)] for kind, least in gate.items())
 
@@ -174,6 +175,7 @@ def label_loss(
     loss = states.new_zeros(())
     for name, head in heads.items():
         label = labels[name]
+        # Tokens of the background have no label, nor has what a frame can't tell yet.
         known = label != IGNORE
         if label.is_floating_point():
             given, target = head(states)[known], label[known]
@@ -181,10 +183,12 @@ def label_loss(
             record.values[f"{where}_{name}"].append((given - target).abs().mean().item())
             continue
         logits, target = head(states[known]), label[known]
+        # Most patches are background and most tokens bear no letter and don't move; they count little.
         weight = torch.ones(logits.shape[-1])
         weight[0] = NOTHING_WEIGHT if where == "patch" or name in ("letter", "direction") else 1.0
         entropy = F.cross_entropy(logits, target, weight, reduction="sum")
         loss = loss + entropy / weight[target].sum().clamp(min=1)
+        # Accuracy over what is there, where the label 0 stands for nothing.
         shown = target > 0 if weight[0] < 1 else target >= 0
         record.values[f"{where}_{name}"] += (logits.argmax(-1) == target)[shown].tolist()
     return loss
@@ -232,6 +236,7 @@ def answer_loss(
     loss = (F.cross_entropy(logits, targets, reduction="none") * text.weights[trained]).sum()
     record.values["early_loss" if counts is None else "loss"].append(loss.item())
     if counts is not None:
+        # Words only: the end of the turn is easy and would flatter every kind.
         words = targets != trainee.tokenizer.eos_token_id
         right = (logits.argmax(-1) == targets)[words].tolist()
         for kind, correct in zip(text.kinds[trained][words].tolist(), right, strict=True):
@@ -263,11 +268,14 @@ class Run:
         self.rank, self.ranks, self.output, self.seed = rank, ranks, output, seed
         self.place, self.record, self.seconds = Place(), Record(), 0.0
         state = torch.load(output / CHECKPOINT) if (output / CHECKPOINT).exists() else None
+        # The number of layers grows during a run, so a continued one begins with those it had.
         self.trainee = Trainee(seed, state["layers"] if state else STAGES[0].layers)
+        # A new run starts from the first model's weights.
         if not state:
             warm_start(self.trainee.model, self.trainee.tokenizer, FIRST_MODEL)
         self.optimizers = make_optimizers(self.trainee)
         if state:
+            # Everything that the next step depends on, so that it is as if nothing had stopped the run.
             self.place, self.seconds = Place(**state["place"]), state["seconds"]
             self.record.window.extend(state["window"])
             self.trainee.load_state_dict(state["trainee"])
@@ -279,11 +287,13 @@ class Run:
         """Every step that is left, of all stages."""
         while self.place.stage < len(STAGES):
             stage = STAGES[self.place.stage]
+            # New layers need optimizers of their own; the old ones' moments are dropped.
             if stage.layers > self.trainee.layers:
                 self.trainee.model = grown(self.trainee.model, self.trainee.tokenizer, self.seed + 1, stage.layers)
                 self.optimizers = make_optimizers(self.trainee)
             self.take_step(stage)
             place = self.place
+            # Counts are averaged over processes, so all of them pass a gate at the same step.
             passed = place.local >= stage.least and self.record.passes(stage.gate)
             ended = passed or place.local == stage.steps
             if self.rank == 0 and (place.local % log_every == 0 or ended):
@@ -297,9 +307,11 @@ class Run:
 
     def take_step(self, stage: Stage) -> None:
         step = self.place.step + 1
+        # The same length in every process, or one would wait for the other; different clips in each.
         frames = int(np.random.default_rng((self.seed, FRAMES_STREAM, step)).choice(stage.frames))
         rng = np.random.default_rng((self.seed, self.rank, step))
         counts = train_step(self.trainee, stage, rng, frames, self.record)
+        # Heads that a stage does not use have no gradient.
         parameters = [p for p in self.trainee.parameters() if p.grad is not None]
         self.record.window.append(average_gradients(parameters, self.ranks, counts))
         nn.utils.clip_grad_norm_(parameters, 1.0)

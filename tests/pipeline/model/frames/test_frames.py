@@ -22,7 +22,7 @@ from transformers import (
 import vitcop.families
 from pipeline.embedded import MODEL_DIR
 from pipeline.errors import ConfigError
-from pipeline.model.frames import FAMILIES, PICTURES_ONLY, FrameProcessor, load_frame_processor
+from pipeline.model.frames import PICTURES_ONLY, PROCESSORS, FrameProcessor, load_frame_processor
 from pipeline.model.frames.stacked import StackedFrames
 from pipeline.video.size import FixedSize, QwenFrameSize, ShortestEdge
 
@@ -43,10 +43,10 @@ QWEN3_SETTINGS = {
 def build(model_type: str, side: int = 56, **settings: Any) -> FrameProcessor:
     """A processor from the family's defaults, for pictures of one size where the family has one."""
     config = CONFIG_MAPPING[model_type]()
-    if issubclass(FAMILIES[model_type], StackedFrames):
+    if issubclass(PROCESSORS[model_type], StackedFrames):
         config.vision_config.image_size = side
         settings = {"size": {"height": side, "width": side}, "crop_size": {"height": side, "width": side}} | settings
-    return FAMILIES[model_type].from_settings(config, {**FAMILIES[model_type].defaults, **settings})
+    return PROCESSORS[model_type].from_settings(config, {**PROCESSORS[model_type].defaults, **settings})
 
 
 def ramp(*shape: int) -> torch.Tensor:
@@ -221,7 +221,7 @@ def tiny_model(model_type: str) -> tuple[torch.nn.Module, PretrainedConfig]:
 def test_models_make_as_many_features_as_there_are_placeholders(model_type: str) -> None:
     model, config = tiny_model(model_type)
     settings = {"size": {"height": 56, "width": 56}, "do_center_crop": False}
-    family = FAMILIES[model_type]
+    family = PROCESSORS[model_type]
     processor = family.from_settings(config, {**family.defaults, **settings})
     inputs = processor.to_model_inputs(ramp(3, 56, 56, 3))
     count = processor.num_visual_tokens(inputs)
@@ -308,8 +308,8 @@ def test_the_checkpoints_own_processor_gets_frames_of_the_sources_size(monkeypat
 
 
 def test_the_pipeline_and_vitcop_know_the_same_families() -> None:
-    assert set(FAMILIES) | set(PICTURES_ONLY) == set(vitcop.families.FAMILIES)
-    assert not set(FAMILIES) & set(PICTURES_ONLY)
+    assert set(PROCESSORS) | set(PICTURES_ONLY) == set(vitcop.families.FAMILIES)
+    assert not set(PROCESSORS) & set(PICTURES_ONLY)
 
 
 @pytest.mark.parametrize("model_type", PICTURES_ONLY)
