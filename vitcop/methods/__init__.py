@@ -26,6 +26,7 @@ from vitcop.methods.random import Random as Random
 from vitcop.methods.random_stages import RandomStages as RandomStages
 from vitcop.methods.sparsevlm import SparseVLM as SparseVLM
 from vitcop.methods.sparsevlm_plus import SparseVLMPlus as SparseVLMPlus
+from vitcop.methods.tango import Tango as Tango
 from vitcop.methods.text_only import TextOnly as TextOnly
 from vitcop.methods.vcast import VCAST as VCAST
 from vitcop.methods.vidcom2 import VidCom2 as VidCom2

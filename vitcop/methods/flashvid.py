@@ -16,6 +16,7 @@ from vitcop.methods.inside import last_token_attention
 from vitcop.ops.density import density_peaks, gather_members
 from vitcop.ops.farthest_points import nearest_point
 from vitcop.ops.quotas import best_of_frame, keep_mask, meet_count
+from vitcop.ops.rotation import ST_BASE, rotate_by_position
 from vitcop.ops.segments import Segments, split_at_changes
 from vitcop.ops.similarity import farthest_directions, similarity_to_previous, unit
 from vitcop.selection import Selection, top_k_in_order
@@ -50,6 +51,7 @@ class FlashVID(Proportional):
         diversity: whether ADTS weighs distances by attention alone or by likeness to the segment, too.
         layer: the layer before which the late stage runs; by default at the depth of layer 20 of 28.
         inner_share: tokens left after it for each one before; 1 leaves it out.
+        st_rope: ADTS measures distances between features turned by Tango's ST-RoPE.
     """
 
     name: ClassVar[str] = "flashvid"
@@ -63,6 +65,7 @@ class FlashVID(Proportional):
     min_segments: int = 8
     layer: int | None = None
     inner_share: float = 0.3
+    st_rope: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,7 +87,8 @@ class FlashVID(Proportional):
         attention = required(tokens.attention, "attention")
         segments = self.segments(tokens.features)
         per_frame = math.ceil(plan.entering / geometry.frames)
-        picked, roots, merged = self.choose(tokens.features, attention, segments, per_frame)
+        rotated = rotate_by_position(tokens.features, tokens.height, tokens.width, ST_BASE) if self.st_rope else None
+        picked, roots, merged = self.choose(tokens.features, attention, segments, per_frame, rotated)
         # Picks keep their own features; trees and clusters of the others are means.
         features = torch.where(picked[..., None], tokens.features.float(), merged)
         mask = meet_count((picked | roots).flatten(1), attention.flatten(1), plan.entering)
@@ -106,9 +110,16 @@ class FlashVID(Proportional):
         return split_at_changes(similarity, self.segment_threshold, self.min_segments)
 
     def choose(
-        self, features: Tensor, attention: Tensor, segments: Segments, per_frame: int
+        self,
+        features: Tensor,
+        attention: Tensor,
+        segments: Segments,
+        per_frame: int,
+        rotated: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Masks (B, F, N) of the ADTS picks and of the TSTM centres, and merged features (B, F, N, D), float32.
+
+        With features `rotated` by their place, ADTS measures distances between these.
 
         In a segment of one frame, centres are found among all tokens, so that one may be a pick, too.
         """
@@ -118,7 +129,8 @@ class FlashVID(Proportional):
         if self.diversity == "attention_and_event":
             weight = weight * (features * segments.mean(features.mean(dim=2))[:, :, None]).sum(dim=-1)
         # ADTS: (B * F, picks), frame by frame
-        chosen = farthest_directions(unit(features).flatten(0, 1), picks, weight.flatten(0, 1))
+        points = unit(features if rotated is None else rotated)
+        chosen = farthest_directions(points.flatten(0, 1), picks, weight.flatten(0, 1))
         # (B, F, N) from (B * F, picks) indices, frame by frame
         picked = torch.zeros_like(weight).bool().flatten(0, 1).scatter_(1, chosen, True).view_as(weight)
         # TSTM: what repeats is added to its parent a frame earlier, and the roots are clustered.

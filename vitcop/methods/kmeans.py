@@ -12,11 +12,10 @@ from vitcop.budget import Geometry, Plan
 from vitcop.methods.base import Proportional
 from vitcop.methods.before import BeforeModel
 from vitcop.ops.quotas import meet_count
+from vitcop.ops.rotation import BASE, ST_BASE, rotate_by_position
 from vitcop.ops.similarity import farthest_directions, unit
 from vitcop.selection import Selection, true_indices
 from vitcop.tokens import VisualTokens
-
-ROPE_BASE = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,37 +29,22 @@ class KMeans(Proportional, BeforeModel):
     Deviations: an empty cluster is given the token farthest from its centre once, at the end, not in every iteration;
     the start is the first token (among unit vectors the published largest norm is a matter of rounding); always
     `iterations` of them, without a test of convergence, which would wait for the device.
+
+    Attributes:
+        iterations: of k-means.
+        st_rope: rows and columns turn by the larger angles of Tango's ST-RoPE.
     """
 
     name: ClassVar[str] = "kmeans"
 
     iterations: int = 10
+    st_rope: bool = False
 
     def select_frames(self, tokens: VisualTokens, plan: Plan, geometry: Geometry) -> Selection:
-        points = unit(rotate_by_position(tokens.features.float(), tokens.height, tokens.width)).flatten(1, 2)
+        base = ST_BASE if self.st_rope else BASE
+        rotated = rotate_by_position(tokens.features, tokens.height, tokens.width, base)
+        points = unit(rotated).flatten(1, 2)
         return cluster_selection(*cluster(points, plan.entering, self.iterations), plan.entering)
-
-
-def rotate_by_position(features: Tensor, height: int, width: int) -> Tensor:
-    """Rotary encoding of frame, row and column on features (B, F, N, D), a third of the channels each."""
-    # The channels of frame, row and column; what does not divide by 3 goes to the frame.
-    third, extra = divmod(features.shape[-1], 3)
-    frame = torch.arange(features.shape[1], device=features.device)[:, None].expand(-1, height * width)
-    place = torch.arange(height * width, device=features.device).expand_as(frame)
-    parts = features.split([third + extra, third, third], dim=-1)
-    positions = (frame, place // width, place % width)
-    return torch.cat([_rotate(part, position) for part, position in zip(parts, positions, strict=True)], dim=-1)
-
-
-def _rotate(features: Tensor, position: Tensor) -> Tensor:
-    """Turn neighbouring channels of (..., D) by an angle that grows with the position (...); an odd last one stays."""
-    pairs = features.shape[-1] // 2
-    frequency = ROPE_BASE ** -(torch.arange(pairs, device=features.device) / max(pairs, 1))
-    # (..., pairs), slower for later pairs
-    angle = position[..., None] * frequency
-    even, odd = features[..., 0 : 2 * pairs : 2], features[..., 1 : 2 * pairs : 2]
-    turned = torch.stack([even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()], dim=-1)
-    return torch.cat([turned.flatten(-2), features[..., 2 * pairs :]], dim=-1)
 
 
 def cluster(points: Tensor, count: int, iterations: int) -> tuple[Tensor, Tensor]:

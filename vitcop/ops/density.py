@@ -60,3 +60,24 @@ def gather_members(points: Tensor, nearness: Tensor, centres: Tensor, members: T
     count = joined.sum(dim=-1)
     # A product with 0 and 1 adds up in the same order every time, which scattering does not.
     return joined.float() @ points.float() / count.clamp(min=1)[..., None], count
+
+
+def peaks_in_parts(distance: Tensor, valid: Tensor, part: Tensor, neighbours: int) -> Tensor:
+    """The score of `density_peaks` (G, n) where only points of the same part see each other.
+
+    Args:
+        distance: (G, n, n).
+        valid: (G, n) bool; the other points don't exist, and score minus infinity.
+        part: (G, n) number in [0, n) of each point's part.
+    """
+    pairs = valid[:, :, None] & valid[:, None] & (part[:, :, None] == part[:, None])
+    number = pairs.sum(dim=2).clamp(1, neighbours)[..., None]  # (G, n, 1)
+    nearest = distance.masked_fill(~pairs, torch.inf).topk(min(neighbours, valid.shape[1]), largest=False).values
+    used = torch.arange(nearest.shape[2], device=distance.device) < number
+    density = (-nearest.square().masked_fill(~used, 0).sum(dim=2) / number[..., 0]).exp()
+    denser = (density[:, None] > density[:, :, None]) & pairs
+    # (G, n) the farthest pair of a point's part, for those that none is denser than
+    farthest = distance.masked_fill(~pairs, 0).amax(dim=2)
+    farthest = torch.zeros_like(farthest).scatter_reduce(1, part, farthest, "amax").gather(1, part)
+    gap = torch.where(denser, distance, farthest[..., None]).amin(dim=2)
+    return (gap * density).masked_fill(~valid, -torch.inf)

@@ -31,6 +31,21 @@ def rank(score: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, place)
 
 
+def rank_in_parts(score: Tensor, part: Tensor) -> Tensor:
+    """Place (B, V) of each entry among those of its part (B, V) by falling score, from 0; ties go to the lower index.
+
+    Args:
+        part: numbers in [0, V].
+    """
+    by_score = score.argsort(dim=1, descending=True, stable=True)
+    order = by_score.gather(1, part.gather(1, by_score).argsort(dim=1, stable=True))
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    # In this order a part's first entry stands after all those of the parts before it.
+    size = part.new_zeros(len(part), part.shape[1] + 1).scatter_add_(1, part, torch.ones_like(part))
+    start = (size.cumsum(dim=1) - size).gather(1, part)
+    return torch.empty_like(order).scatter_(1, order, place) - start
+
+
 def best_of_frame(score: Tensor, quota: Tensor | int) -> Tensor:
     """Mask (B, F, N) of each frame's `quota` (B, F) tokens of highest score (B, F, N)."""
     return rank(score) < (quota[..., None] if isinstance(quota, Tensor) else quota)
