@@ -8,7 +8,6 @@ import platform
 import re
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,22 +58,6 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
     run()
     synchronize(device)
     return time.perf_counter() - start
-
-
-class Phases:
-    """Adds up seconds by phase: a clock for `prune`, which calls it when a phase ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        synchronize(device)
-        self._last = time.perf_counter()
-
-    def __call__(self, phase: str) -> None:
-        synchronize(self.device)
-        now = time.perf_counter()
-        self.seconds[phase] += now - self._last
-        self._last = now
 
 
 def alternate(runs: Mapping[str, Callable[[], Measured]], repeats: int, warm_up: int = 1) -> dict[str, list[Measured]]:

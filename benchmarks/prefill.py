@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.common import Phases, alternate, machine, medians, publish
+from benchmarks.common import alternate, machine, medians, publish
 from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
 from benchmarks.tracking import peak_memory
+from pipeline.model.clock import PhaseClock
 from vitcop import METHODS, Method, PrefillRecord, get_method, prune
 
 GOALS = {"selection share of the unpruned prefill": 0.02, "prefill gain / allowed": {"cpu": 0.8, "cuda": 0.9}}
@@ -29,14 +30,14 @@ def run_once(
     model: PreTrainedModel, inputs: Mapping[str, Tensor], method: Method, tokens: int, frame_chunk: int
 ) -> tuple[dict[str, float], PrefillRecord]:
     """Seconds by phase of one prefill and `tokens` decoded tokens, and what the prefill did."""
-    clock = Phases(model.device)
+    clock = PhaseClock(model.device)
     with torch.inference_mode(), prune(model, method, frame_chunk=frame_chunk, clock=clock) as stats:
         output = model(**inputs, logits_to_keep=1, use_cache=True)
         for _ in range(tokens):
             token = output.logits[:, -1:].argmax(dim=-1)
             output = model(input_ids=token, past_key_values=output.past_key_values)
     seconds = dict(clock.seconds)
-    seconds["decode per token"] = seconds.pop("step", 0.0) / max(1, tokens)
+    seconds["decode per token"] = seconds.pop("generate", 0.0) / max(1, tokens)
     seconds["to the first token"] = sum(seconds.get(phase, 0.0) for phase in ("vision", "selection", "prefill"))
     assert stats.last is not None
     return seconds, stats.last

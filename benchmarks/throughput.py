@@ -1,14 +1,15 @@
 """Answers a second, with and without pruning and batching: `python -m benchmarks.throughput`.
 
-A clip and what people ask about it, on a model of a real shape with random weights: one letter, eight questions with one
-letter each, one caption, eight captions, and captions of several clips. Answered
+A clip and what people ask about it, on a model of a real shape with random weights: one letter, eight questions with
+one letter each, one caption, eight captions, and captions of several clips. Answered
 
 - plain: `generate` of transformers on the unpruned model, one question after the other;
 - plain batch: the same with all questions of a clip in one batch, each with its own copy of the video;
 - single: this project's session with one row in flight;
 - session: as the job runs it.
 
-Variants take turns, figures are medians. Captions have exactly `--tokens` tokens. Beside each goal stands what was reached.
+Variants take turns, figures are medians. Captions have exactly `--tokens` tokens. Beside each goal stands what was
+reached.
 """
 
 from __future__ import annotations

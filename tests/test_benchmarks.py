@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import common
-from benchmarks.common import Phases, alternate, medians, publish
+from benchmarks import common, throughput
+from benchmarks.common import alternate, medians, publish
 from benchmarks.memory import Setting, bytes_per_frame, measure, most_frames, prefill
 from benchmarks.shapes import SHAPES, build_model
 from benchmarks.tracking import follow, peak_memory
@@ -150,12 +150,17 @@ def test_variants_take_turns() -> None:
     assert "".join(order) == "ababab"
 
 
-def test_phases_add_up_and_medians_are_by_phase() -> None:
-    clock = Phases(CPU)
-    for phase in ("vision", "selection", "vision"):
-        clock(phase)
-    assert set(clock.seconds) == {"vision", "selection"} and min(clock.seconds.values()) > 0
+def test_medians_are_by_phase() -> None:
     assert medians([{"a": 1.0, "b": 5.0}, {"a": 3.0}, {"a": 2.0, "b": 1.0}]) == {"a": 2.0, "b": 1.0}
+
+
+def test_throughput_answers_everything_in_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    throughput.main(["--shape", "embedded", "--frames", "2", "--tokens", "2", "--plain-batch", "4", "--threads", "1"])
+    lines = capsys.readouterr().out
+    result = json.loads(lines[lines.index("{") :])
+    assert [set(goal) for goal in result["goals"]] == [{"name", "reached", "goal"}] * 4
+    assert set(result["seconds"]["8 captions"]) == {"plain", "plain batch", "single", "session"}
+    assert all(seconds > 0 for variants in result["seconds"].values() for seconds in variants.values())
 
 
 def test_results_are_named_after_the_machine(tmp_path, monkeypatch, capsys) -> None:
