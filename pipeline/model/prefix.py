@@ -73,8 +73,7 @@ class ClipPrefix:
 
     def read_whole(self, prompt: Prompt) -> ReadPrompts:
         """A prompt read by itself, for methods that look at the question."""
-        read = self._pass(prompt.ids)
-        return ReadPrompts(select(read.cache, [0]), read.logits)
+        return self._pass(prompt.ids)
 
     def _pass(self, ids: Sequence[int]) -> ReadPrompts:
         output = self.model(**self._visual_inputs(ids), use_cache=True, logits_to_keep=1)
