@@ -215,7 +215,7 @@ def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def goals(results: list[dict[str, Any]], counts: list[int]) -> list[dict[str, Any]]:
-    """Each goal with the worst and the middle ratio over the files it is about."""
+    """Each goal with the middle (reached) and the worst ratio over the files it is about."""
     goal: list[tuple[str, tuple[str, ...], str, float]] = [
         ("pyav", WITH_B_FRAMES, "exact PyAV on files with B-frames", 0.65),
         ("auto", ("h264",), "auto, which is decord here, on H.264", 0.88),
@@ -224,11 +224,10 @@ def goals(results: list[dict[str, Any]], counts: list[int]) -> list[dict[str, An
     lines = []
     for reader, codecs, what, limit in goal:
         for count in counts:
-            ratios = [
-                result["readers"][f"{reader}, {count} frames"]["ratio"]
-                for result in results
-                if result["codec"] in codecs
-            ]
+            costs = [result["readers"][f"{reader}, {count} frames"] for result in results if result["codec"] in codecs]
+            # Where a video has too few keyframes the sampling stays uniform, which says nothing about keyframes.
+            enough = [each for each in costs if reader != "keyframes" or 0 < (each["frames"] or 0) <= count]
+            ratios = [each["ratio"] for each in enough]
             if ratios:
                 name = f"{what}, {count} frames: CPU / PyAV in order"
                 middle = round(statistics.median(ratios), 4)
