@@ -26,7 +26,7 @@ $(BIN)/python:
 # torch comes first and alone, so that a build chosen by the user (CPU, CUDA) is kept by everything after it.
 $(VENV)/.stamp-run: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
 	touch $@
 
 $(VENV)/.stamp-test: $(VENV)/.stamp-run

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.calibrate import main
+from pipeline.commands import calibrate as main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.sweep.run import main
+from pipeline.commands import sweep as main
 
 if __name__ == "__main__":
     sys.exit(main())

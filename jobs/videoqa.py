@@ -2,7 +2,7 @@
 
 import sys
 
-from pipeline.videoqa import main
+from pipeline.commands import videoqa as main
 
 if __name__ == "__main__":
     sys.exit(main())

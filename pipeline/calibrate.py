@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 
 from pipeline.config import AnswerConfig
 from pipeline.errors import ConfigError, RowError
+from pipeline.model.frames.base import Inputs
 from pipeline.model.load import LoadedModel, load_model
 from pipeline.model.prefix import model_inputs
 from pipeline.model.prompt import PromptBuilder, Question
@@ -79,7 +79,7 @@ def write_profile(config: CalibrateConfig) -> Profile:
     return profile
 
 
-def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> Iterator[dict[str, Any]]:
+def _clip_inputs(loaded: LoadedModel, path: Path, config: CalibrateConfig) -> Iterator[Inputs]:
     """The forward inputs of one prompt for each question about a video."""
     frames, placeholders = loaded.frame_processor, family_of(loaded.model).placeholders
     video = decode(path, Sampling(num_frames=config.num_frames), frames.frame_size)

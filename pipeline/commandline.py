@@ -75,7 +75,7 @@ def parse(config_type: type[JobT], arguments: Sequence[str] | None = None, descr
         raise SystemExit(1 if exit.code else 0) from exit
 
 
-def from_mapping(config_type: type[JobT], values: Any, path: str = "") -> JobT:
+def from_mapping(config_type: type[JobT], values: object, path: str = "") -> JobT:
     """A config from nested mappings as YAML gives them; keys left out keep their defaults.
 
     Raises:
@@ -95,7 +95,7 @@ def from_mapping(config_type: type[JobT], values: Any, path: str = "") -> JobT:
     return config_type(**arguments)
 
 
-def _coerce(hint: Any, value: Any, where: str) -> Any:
+def _coerce(hint: Any, value: object, where: str) -> object:
     """`value` as the type a setting is declared with: an int may stand for a float and text for a path."""
     if hint is Options:
         hint = Mapping
@@ -131,7 +131,7 @@ def _take_config_flag(words: list[str]) -> tuple[str | None, list[str]]:
     return None, words
 
 
-def _read_yaml(file: str) -> Any:
+def _read_yaml(file: str) -> object:
     try:
         return yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -290,13 +290,13 @@ class SweepJobConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
 
-def to_mapping(config: Any) -> dict[str, Any]:
+def to_mapping(config: JobConfig | SweepJobConfig) -> dict[str, Any]:
     """Nested plain values (JSON and YAML can hold them) from which `from_mapping` makes an equal config."""
     # `asdict` goes through groups and containers; `_plain` changes what JSON has no word for.
     return dataclasses.asdict(config, dict_factory=lambda pairs: {key: _plain(value) for key, value in pairs})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, tuple):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -24,15 +24,16 @@ from pipeline.config import AnswerConfig, JobConfig, ModelConfig, RunConfig, Swe
 from pipeline.errors import ConfigError
 from pipeline.manifest import Clip, Manifest, Row, cut_clips, load_manifest
 from pipeline.model.template import ROW, message_templates, read_text
-from pipeline.output import OutputFolder, ShardWriter, open_output
+from pipeline.output import Columns, OutputFolder, ShardWriter, open_output
 from pipeline.output.events import ClipDone, Event, Listener, PartWritten, Tick, WorkerLost
 from pipeline.output.progress import Progress, deferred_interrupts
 from pipeline.output.record import RunRecord, fingerprint
+from pipeline.output.summary import Summary
 
 INTERRUPTED = 130
 TOO_MANY_ERRORS = 2
 
-Answered = list[tuple[Row, dict[str, Any]]]
+Answered = list[tuple[Row, Columns]]
 """Output columns, each with the row that they answer."""
 
 
@@ -140,11 +141,11 @@ class Job(ABC):
         """Make what the job derives from the answers once all are there, such as a report."""
 
     @abstractmethod
-    def summarize(self, run: Run) -> dict[str, Any]:
+    def summarize(self, run: Run) -> Summary:
         """The summary of the manifest's rows for `run.json`; `failed` counts those without a result."""
 
     @abstractmethod
-    def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
+    def report(self, run: Run, state: str, summary: Summary) -> None:
         """Print the summary and where the results are."""
 
 

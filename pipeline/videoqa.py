@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from pipeline.config import CALIBRATED, JobConfig
 from pipeline.job import Answered, Job, Run, rows_of_manifest, run_job
 from pipeline.manifest import Clip
 from pipeline.output import ANSWER_SCHEMA, error_columns
-from pipeline.output.summary import SUMMARY_COLUMNS, format_summary, summarize
+from pipeline.output.summary import SUMMARY_COLUMNS, Summary, format_summary, summarize
 
 DESCRIPTION = """Answers the questions of a manifest about its videos, one Parquet row for each.
 
@@ -74,7 +74,7 @@ class VideoQAJob(Job):
     def finish(self, run: Run) -> None:
         """Does nothing: the parts are the job's result."""
 
-    def summarize(self, run: Run) -> dict[str, Any]:
+    def summarize(self, run: Run) -> Summary:
         """The summary of the manifest's rows; rows of the folder that the manifest does not have are counted apart."""
         table = run.folder.read(SUMMARY_COLUMNS)
         asked = rows_of_manifest(run.manifest, table)
@@ -82,7 +82,7 @@ class VideoQAJob(Job):
         others = {"not_in_manifest": table.num_rows - asked.num_rows}
         return summary | others | {"failed": len(run.manifest.rows) - summary["ok"]}
 
-    def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
+    def report(self, run: Run, state: str, summary: Summary) -> None:
         counts = dataclasses.asdict(run.counts)
         print(format_summary(summary, counts if run.plan.clips else None))
         print(f"output    {run.folder.path.absolute()}")

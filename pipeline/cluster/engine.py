@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import ray
+from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from pipeline.cluster.connect import EngineConfig, connect, worker_resources
@@ -68,11 +69,11 @@ class _Job(Generic[ClipT]):
 class _WorkerHandle(Generic[ClipT]):
     """The driver's side of a worker."""
 
-    actor: Any
-    loading: Any
+    actor: ActorHandle
+    loading: ray.ObjectRef | None
     rows: int = 1
     """Rows of clips that its model works on at the same time."""
-    jobs: dict[Any, _Job[ClipT]] = field(default_factory=dict)
+    jobs: dict[ray.ObjectRef, _Job[ClipT]] = field(default_factory=dict)
 
     def has_room(self, job: _Job[ClipT], ahead: int) -> bool:
         """Whether the worker can take the job now: one that lost a worker before only alone.
@@ -199,7 +200,7 @@ class Engine(Generic[ClipT]):
             job = queue.popleft()
             handle.jobs[handle.actor.answer.remote(job.clip)] = job
 
-    def _wait(self) -> list[Any]:
+    def _wait(self) -> list[ray.ObjectRef]:
         """The references that are ready, after one tick at most."""
         refs = [ref for handle in self._handles for ref in (handle.loading, *handle.jobs) if ref is not None]
         # `fetch_local=False`: it is enough that a result is there; `ray.get` fetches it when it is read.
@@ -261,7 +262,7 @@ class Engine(Generic[ClipT]):
             raise ConfigError(f"no clip has been answered, and {self.given_up} were given up: {error.message}")
         return ClipResult(clip=job.clip, attempt=job.deaths, error=error)
 
-    def _result(self, job: _Job[ClipT], answers: Any) -> ClipResult[ClipT]:
+    def _result(self, job: _Job[ClipT], answers: object) -> ClipResult[ClipT]:
         if isinstance(answers, RowError):
             return ClipResult(clip=job.clip, attempt=job.deaths + 1, error=answers)
         self.answered += 1

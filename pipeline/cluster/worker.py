@@ -1,14 +1,15 @@
 """A worker: the Ray actor that holds one model, and the decode tasks that feed it."""
 
 import asyncio
+import functools
 import itertools
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -18,6 +19,9 @@ from pipeline.errors import RowError
 
 DECODE_CRASHED = "decode_crashed"
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Answerer(Protocol):
     """A loaded model with the decoder that suits it, as a worker holds it.
@@ -26,7 +30,7 @@ class Answerer(Protocol):
     """
 
     @property
-    def decode(self) -> Callable[..., Any]:
+    def decode(self) -> Callable[..., object]:
         """Makes frames of a clip; picklable, since it runs in another process. A `RowError` is the clip's error.
 
         It is called with `again=True` when the process of a first try was lost.
@@ -47,7 +51,7 @@ class Answerer(Protocol):
     def add(self, ticket: int, clip: Any, video: Any) -> None:
         """Take in a clip with its frames."""
 
-    def step(self) -> list[tuple[int, Any]]:
+    def step(self) -> Sequence[tuple[int, object]]:
         """Do the next piece of work; returns the clips that it finished, as (ticket, result).
 
         A result is picklable and small; a `RowError` is the clip's error. `SystemExit` ends the worker, for when the
@@ -64,7 +68,7 @@ class OneByOne(ABC):
     rows_in_flight = 1
 
     def __init__(self) -> None:
-        self._clips: deque[tuple[int, Any, Any]] = deque()
+        self._clips: deque[tuple[int, object, object]] = deque()
 
     @property
     def busy(self) -> bool:
@@ -77,7 +81,7 @@ class OneByOne(ABC):
     def add(self, ticket: int, clip: Any, video: Any) -> None:
         self._clips.append((ticket, clip, video))
 
-    def step(self) -> list[tuple[int, Any]]:
+    def step(self) -> Sequence[tuple[int, object]]:
         ticket, clip, video = self._clips[0]
         # The clip leaves the queue after the answer: if that raises, `clear` forgets it with all others.
         try:
@@ -91,7 +95,7 @@ class OneByOne(ABC):
         self._clips.clear()
 
     @abstractmethod
-    def answer(self, clip: Any, video: Any) -> Any:
+    def answer(self, clip: Any, video: Any) -> object:
         """The result for a clip, picklable and small. A raised `RowError` is the clip's error."""
 
 
@@ -107,9 +111,9 @@ class WorkerExit(Exception):
 class _Decoded:
     """A clip that waits for the model, and who waits for its result."""
 
-    clip: Any
-    video: Any
-    result: asyncio.Future[Any]
+    clip: object
+    video: object
+    result: asyncio.Future[object]
 
 
 class Worker:
@@ -133,7 +137,7 @@ class Worker:
         self.serving = asyncio.create_task(self._serve())
         return self.answerer.rows_in_flight
 
-    async def answer(self, clip: Any) -> Any:
+    async def answer(self, clip: object) -> object:
         """The clip's answers, or a `RowError`."""
         try:
             video = await self._decode(clip)
@@ -167,7 +171,7 @@ class Worker:
         """One step of the model; returns what it raised."""
         step = self._in_model_thread(self.answerer.step)
         # `gather` hands an exception back as a value; SystemExit has become WorkerExit in `_call`.
-        outcome: Any = (await asyncio.gather(step, return_exceptions=True))[0]
+        (outcome,) = await asyncio.gather(step, return_exceptions=True)
         if isinstance(outcome, BaseException):
             return outcome
         for ticket, result in outcome:
@@ -202,20 +206,20 @@ class Worker:
         self.taken.clear()
         self.answerer.clear()
 
-    async def _in_model_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.model_thread, self._call, function, *arguments)
+    async def _in_model_thread(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        call = functools.partial(self._call, function, *arguments, **named)
+        return await asyncio.get_running_loop().run_in_executor(self.model_thread, call)
 
-    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Calls the function unless SystemExit has been raised before; in the event loop it would stall all calls."""
         if self.exit_reason is None:
             try:
-                return function(*arguments)
+                return function(*arguments, **named)
             except SystemExit as exit:
                 self.exit_reason = f"the worker exited: {exit}"
         raise WorkerExit(self.exit_reason)
 
-    async def _decode(self, clip: Any) -> Any:
+    async def _decode(self, clip: object) -> object:
         try:
             return await self._decode_once(clip, again=False)
         # Only a lost process is tried again; what the decoder itself says of the file is final.
@@ -224,7 +228,7 @@ class Worker:
                 raise
         return await self._decode_once(clip, again=True)
 
-    async def _decode_once(self, clip: Any, *, again: bool) -> Any:
+    async def _decode_once(self, clip: object, *, again: bool) -> object:
         """Frames from a decode task, whose first item says that it has begun: from then on it has its seconds."""
         items = _decode_task.remote(self.answerer.decode, clip, again)
         # Waiting for a free CPU doesn't count: the clock starts with the task's first item.
@@ -248,12 +252,12 @@ class Worker:
 WorkerActor: Any = ray.remote(num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy="SPREAD")(Worker)
 
 
-async def _next_item(items: Any) -> Any:
+async def _next_item(items: ray.ObjectRefGenerator) -> object:
     return await (await anext(items))
 
 
 @ray.remote(num_cpus=1, max_retries=0, num_returns="streaming")
-def _decode_task(decode: Callable[..., Any], clip: Any, again: bool) -> Iterator[Any]:
+def _decode_task(decode: Callable[..., object], clip: object, again: bool) -> Iterator[object]:
     """None when the task begins, then the frames or a `RowError`."""
     yield None
     try:

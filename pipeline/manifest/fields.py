@@ -6,18 +6,19 @@ Raises:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
 
 from pipeline.errors import RowError
 from pipeline.manifest.options import check_index, resolve_answer, strip_labels
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
+"""A row as the file has it; what its values are is checked here."""
 
 
 def required_text(record: Record, name: str) -> str:
@@ -109,7 +110,7 @@ def answer_index(record: Record) -> int | None:
     return value
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """A value of a row that can't be used, as text for the output."""
     return None if value is None else _SURROGATE.sub("\N{REPLACEMENT CHARACTER}", str(value))
 
@@ -118,16 +119,16 @@ def _seconds(record: Record, name: str) -> float | None:
     value = record.get(name)
     if value is None or value == "":
         return None
-    try:
-        seconds = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
+    seconds = math.nan
+    if isinstance(value, str | int | float | Decimal) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            seconds = float(value)
     if not (math.isfinite(seconds) and seconds >= 0):
         raise _bad(f"{name} is {value!r}; it must be a number of seconds, 0 or more")
     return seconds
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     """A whole number as such where a table had to make a float of it, as pandas does in a column with gaps."""
     if isinstance(value, float | Decimal):
         return None if math.isnan(value) else int(value) if value == value // 1 else float(value)

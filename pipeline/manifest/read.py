@@ -15,10 +15,10 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +41,7 @@ class _File(NamedTuple):
     path: Path
     numbers: Sequence[int]
     """Where each record stands: its line in JSONL, its row (from 1) elsewhere."""
-    records: list[dict[str, Any]]
+    records: list[dict[str, object]]
     """The known columns of each row."""
     extras: pa.Table
     """The other columns of all rows, after the column `_NUMBER` (a table without columns would have no rows)."""
@@ -120,7 +120,7 @@ def find_files(source: str) -> list[Path]:
     return files
 
 
-def _read_row(index: int, record: Mapping[str, Any], file: Path, where: str) -> Row:
+def _read_row(index: int, record: fields.Record, file: Path, where: str) -> Row:
     """One row with its known columns checked; without `sample_id` it gets an empty one."""
     try:
         return _sound_row(index, record, file)
@@ -128,7 +128,7 @@ def _read_row(index: int, record: Mapping[str, Any], file: Path, where: str) -> 
         return _bad_row(index, record, file, RowError(error.error_type, f"{where}: {error.message}"))
 
 
-def _sound_row(index: int, record: Mapping[str, Any], file: Path) -> Row:
+def _sound_row(index: int, record: fields.Record, file: Path) -> Row:
     video, question = (fields.required_text(record, name) for name in REQUIRED)
     start, end = fields.span(record)
     options, labelled = fields.options(record)
@@ -148,7 +148,7 @@ def _sound_row(index: int, record: Mapping[str, Any], file: Path) -> Row:
     )
 
 
-def _bad_row(index: int, record: Mapping[str, Any], file: Path, problem: RowError) -> Row:
+def _bad_row(index: int, record: fields.Record, file: Path, problem: RowError) -> Row:
     """A row that can't be asked, with its values as text where that says what they are."""
     video, options = fields.as_text(record.get("video")) or "", record.get("options")
     return Row(
@@ -235,7 +235,7 @@ def _read_jsonl(path: Path) -> _File:
     return _split(path, numbers, records)
 
 
-def _parse_json_object(line: str, where: str) -> dict[str, Any]:
+def _parse_json_object(line: str, where: str) -> dict[str, object]:
     try:
         value = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -271,7 +271,7 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not readable as text: {error}") from error
 
 
-def _split(path: Path, numbers: Sequence[int], records: list[dict[str, Any]]) -> _File:
+def _split(path: Path, numbers: Sequence[int], records: list[dict[str, object]]) -> _File:
     """Takes the carried-through columns out of the records and into a table."""
     names = dict.fromkeys(name for record in records for name in record if name not in INPUT_SCHEMA.names)
     columns = {_NUMBER: pa.array(numbers, pa.int64())}
@@ -281,7 +281,7 @@ def _split(path: Path, numbers: Sequence[int], records: list[dict[str, Any]]) ->
     return _File(path, numbers, records, pa.table(columns))
 
 
-def _to_array(name: str, values: list[Any], path: Path, numbers: Sequence[int]) -> pa.Array:
+def _to_array(name: str, values: list[object], path: Path, numbers: Sequence[int]) -> pa.Array:
     try:
         return pa.array(values)
     except (OverflowError, UnicodeEncodeError) as error:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -55,16 +54,16 @@ class Row:
     answer_index: int | None = None
     start: float | None = None
     end: float | None = None
-    carried: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    carried: Mapping[str, object] = field(default_factory=dict, compare=False)
     problem: RowError | None = field(default=None, compare=False)
 
     @property
-    def columns(self) -> dict[str, Any]:
+    def columns(self) -> dict[str, object]:
         """The values of the row that a prompt can use, by column."""
         return {name: getattr(self, name) for name in INPUT_SCHEMA.names} | dict(self.carried)
 
     @property
-    def content(self) -> tuple[Any, ...]:
+    def content(self) -> tuple[object, ...]:
         """The values that identify the question without its id; equal in two rows that ask the same."""
         return tuple(getattr(self, name) for name in CONTENT)
 

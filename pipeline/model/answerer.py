@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -16,7 +15,7 @@ from pipeline.model.answer import Answer
 from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prompt import Question
-from pipeline.output import error_columns
+from pipeline.output import Columns, error_columns
 
 
 @contextmanager
@@ -88,7 +87,7 @@ class ClipAnswerer:
         self.session.add(ticket, video.video, questions_of(clip))
 
     @exit_when_device_fails()
-    def step(self) -> list[tuple[int, list[dict[str, Any]]]]:
+    def step(self) -> list[tuple[int, list[Columns]]]:
         """The finished clips, each with the answer columns of its rows."""
         return [(ticket, answer_columns(self.videos.pop(ticket), answers)) for ticket, answers in self.session.step()]
 
@@ -98,7 +97,7 @@ class ClipAnswerer:
         self._begin()
 
 
-def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[Columns]:
     """The output columns of each answer, those of the clip's frames included. Decode time counts for the first row."""
     video = timed.video
     shared = {
@@ -115,7 +114,7 @@ def answer_columns(timed: TimedVideo, answers: Sequence[Answer]) -> list[dict[st
     ]
 
 
-def _columns_of(answer: Answer) -> dict[str, Any]:
+def _columns_of(answer: Answer) -> Columns:
     if answer.error is not None:
         return error_columns(answer.error)
     columns = {field.name: getattr(answer, field.name) for field in dataclasses.fields(answer) if field.name != "error"}

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
+from pipeline.model.frames.base import Inputs
 from pipeline.model.load import LoadedModel
 from pipeline.model.prompt import Prompt
 from pipeline.video import DecodedVideo
@@ -30,7 +31,7 @@ class ReadPrompts(NamedTuple):
     logits: Tensor
 
 
-def model_inputs(loaded: LoadedModel, video: DecodedVideo) -> dict[str, Any]:
+def model_inputs(loaded: LoadedModel, video: DecodedVideo) -> Inputs:
     """The video's frames as the model takes them, on its device."""
     frames = torch.from_numpy(video.frames).to(loaded.device)
     return loaded.frame_processor.to_model_inputs(frames, video.times, loaded.dtype)
@@ -80,7 +81,7 @@ class ClipPrefix:
         self.record = record_of(output.past_key_values)
         return ReadPrompts(output.past_key_values, output.logits[:, -1])
 
-    def _visual_inputs(self, ids: Sequence[int]) -> dict[str, Any]:
+    def _visual_inputs(self, ids: Sequence[int]) -> Inputs:
         inputs = {"input_ids": torch.tensor([ids], device=self.model.device), **self.inputs}
         if self._takes_types:  # from these the families with M-RoPE know what is text (0) and what is video (2)
             inputs["mm_token_type_ids"] = 2 * self._family.placeholders(inputs["input_ids"]).int()
@@ -111,7 +112,7 @@ def read_prompts(prompts: Sequence[tuple[ClipPrefix, Prompt]]) -> ReadPrompts:
     return ReadPrompts(cache, output.logits[:, -1])
 
 
-def log_likelihoods(model: Any, read: ReadPrompts, answers: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
+def log_likelihoods(model: nn.Module, read: ReadPrompts, answers: Sequence[Sequence[Sequence[int]]]) -> list[Tensor]:
     """Log-probability of each of the answers to each prompt, in one forward over all of them.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ class Question:
     options: tuple[str, ...] | None = None
     answer: str | None = None
     answer_index: int | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    columns: Mapping[str, object] = field(default_factory=dict, hash=False)
     name: str = ""
 
     @property

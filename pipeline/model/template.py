@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError, TemplateSyntaxError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -88,7 +87,7 @@ class Template:
         for name in sorted(self.names - {ROW, *known}):
             raise ConfigError(f"--{self.flag} uses {name!r}, but there is no such column; known are {', '.join(known)}")
 
-    def render(self, columns: Mapping[str, Any]) -> str:
+    def render(self, columns: Mapping[str, object]) -> str:
         """
         Raises:
             RowError: `bad_question`, the template can't be filled in with these values.

@@ -29,7 +29,7 @@ class Done(NamedTuple):
 
     status: str
     attempt: int
-    content: tuple[Any, ...]
+    content: tuple[object, ...]
 
 
 class OutputFolder:
@@ -62,11 +62,16 @@ class OutputFolder:
             raise ConfigError(f"{file} is not the record of a job; choose another --output")
         return run
 
-    def write_run(self, run: Mapping[str, Any]) -> None:
+    def write_run(self, run: Mapping[str, object]) -> None:
         with _replacing(self.path / RUN_FILE) as temporary:
             temporary.write_text(json.dumps(run, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def claim(self, fingerprint: Mapping[str, Any]) -> None:
+    def copy_run(self, folder: Path) -> None:
+        """Puts a copy of `run.json` into another folder, for those who look at results there."""
+        with _replacing(folder / RUN_FILE) as temporary:
+            temporary.write_bytes((self.path / RUN_FILE).read_bytes())
+
+    def claim(self, fingerprint: Mapping[str, object]) -> None:
         """Makes sure that the results in the folder, if any, were made with this configuration.
 
         Raises:
@@ -118,14 +123,14 @@ class OutputFolder:
             if not kept.num_rows:
                 part.unlink()
             elif kept.num_rows < table.num_rows:
-                _write_part(kept, part)
+                write_table(kept, part)
 
     def write(self, table: pa.Table) -> str:
         """Add a part; returns its name."""
         # Counted from what is there, as a resumed run adds to the parts of the one before.
         numbers = [int(part.stem.removeprefix("part-")) for part in self.parts]
         name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
-        _write_part(table, self.path / name)
+        write_table(table, self.path / name)
         return name
 
 
@@ -155,7 +160,7 @@ def open_output(path: Path) -> Iterator[OutputFolder]:
         yield OutputFolder(path)
 
 
-def _content(record: Mapping[str, Any]) -> tuple[Any, ...]:
+def _content(record: Mapping[str, Any]) -> tuple[object, ...]:
     """A stored row's `Row.content`."""
     options = record["options"]
     plain = {**record, "options": None if options is None else tuple(options)}
@@ -169,7 +174,8 @@ def _read_part(part: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise ConfigError(f"{part} is not readable: {error}; delete it to have its rows done again") from error
 
 
-def _write_part(table: pa.Table, path: Path) -> None:
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a Parquet file that is there whole or not at all."""
     with _replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -185,7 +191,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary.replace(path)
 
 
-def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+def _differences(there: object, here: object, path: str = "") -> list[str]:
     """Every leaf at which two nested mappings differ, as `prune.keep_ratio is 0.25 there and 0.5 here`."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         # Keys of both sides: a setting that only one of them knows differs, too.

@@ -66,7 +66,7 @@ class RunRecord:
         self,
         folder: OutputFolder,
         config: JobConfig | SweepJobConfig,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         *,
         rows: int,
         done: int,
@@ -82,7 +82,7 @@ class RunRecord:
         self.folder, self.done, self.errors = folder, done, 0
         self.interval, self.clock, self.last_beat = interval, clock, clock()
         self.state = "failed"
-        self.closing: Mapping[str, Any] = {}
+        self.closing: Mapping[str, object] = {}
         # Written with every heartbeat, as the file is always replaced whole.
         self._fixed = {
             "started": now(),
@@ -154,5 +154,5 @@ def machine() -> dict[str, str]:
     }
 
 
-def _without(mapping: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _without(mapping: Mapping[str, object], names: tuple[str, ...]) -> dict[str, object]:
     return {name: value for name, value in mapping.items() if name not in names}

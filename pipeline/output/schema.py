@@ -1,7 +1,5 @@
 """The columns that a job writes after the input columns."""
 
-from typing import Any
-
 import pyarrow as pa
 
 from pipeline.errors import RowError
@@ -40,6 +38,10 @@ ANSWER_SCHEMA = pa.schema(
 """The columns that a job writes after the input columns; what a row with an error does not know is null."""
 
 
-def error_columns(error: RowError) -> dict[str, Any]:
+Columns = dict[str, object]
+"""Columns of one output row by name."""
+
+
+def error_columns(error: RowError) -> Columns:
     """The columns of a row without an answer."""
     return {"status": "error", "error_type": error.error_type, "error": error.message}

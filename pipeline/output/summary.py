@@ -34,7 +34,11 @@ SUMMARY_COLUMNS = (
 """The columns that `summarize` reads."""
 
 
-def summarize(table: pa.Table) -> dict[str, Any]:
+Summary = dict[str, Any]
+"""What `run.json` says of the rows, and what is printed of them: counts, accuracy, costs."""
+
+
+def summarize(table: pa.Table) -> Summary:
     """Counts, accuracy and costs of the rows of an output.
 
     `accuracy` is over the rows whose right answer is known, those with an error included: they are not right.
@@ -78,7 +82,7 @@ def scoring_line(choice_scoring: str) -> str:
     return f"choices   {choice_scoring}: {SCORINGS[choice_scoring]}"
 
 
-def format_summary(summary: Mapping[str, Any], counts: Mapping[str, Any] | None = None) -> str:
+def format_summary(summary: Summary, counts: Mapping[str, float] | None = None) -> str:
     """The closing lines of a job, for people.
 
     Args:

@@ -1,13 +1,13 @@
 """Rows collected until their shard is complete, then written as one part."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from pipeline.manifest import Clip, Manifest, Row
 from pipeline.output.folder import OutputFolder
-from pipeline.output.schema import ANSWER_SCHEMA
+from pipeline.output.schema import ANSWER_SCHEMA, Columns
 
 
 class Part(NamedTuple):
@@ -34,9 +34,9 @@ class ShardWriter:
     ) -> None:
         self.folder, self.manifest, self.schema = folder, manifest, schema
         self.missing = dict(shard_sizes)
-        self.rows: dict[int, list[tuple[Row, dict[str, Any]]]] = {}
+        self.rows: dict[int, list[tuple[Row, Columns]]] = {}
 
-    def add(self, clip: Clip, rows: Sequence[tuple[Row, dict[str, Any]]]) -> Part | None:
+    def add(self, clip: Clip, rows: Sequence[tuple[Row, Columns]]) -> Part | None:
         """Take all output rows of a clip: answer columns, each with the row that they answer.
 
         Returns the part that was written because this clip completed its shard.
@@ -53,7 +53,7 @@ class ShardWriter:
         if rows:
             self._write(rows)
 
-    def _write(self, rows: Sequence[tuple[Row, dict[str, Any]]]) -> Part:
+    def _write(self, rows: Sequence[tuple[Row, Columns]]) -> Part:
         # Clips come back in any order; within a part rows stand as in the manifest.
         rows = sorted(rows, key=lambda pair: pair[0].index)
         table = self.manifest.input_columns([row for row, _ in rows])

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from pipeline.config import CALIBRATED, PruneConfig, SweepConfig, parse_options
+from pipeline.config import CALIBRATED, PruneConfig, Scalar, SweepConfig, parse_options
 from pipeline.errors import ConfigError
 
 FULL = "none"
 RANDOM = "random"
 UNREACHABLE = "cannot_prune"
+
+Record = dict[str, Any]
+"""A row of `cells.parquet`, or of the answers, by column."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Cell:
         return PruneConfig(method=name, keep_ratio=ratio, method_options=options)
 
 
-def split_method(text: str) -> tuple[str, dict[str, Any]]:
+def split_method(text: str) -> tuple[str, dict[str, Scalar]]:
     """`vitcop:key_score=large,merge=mean` as a name and its options."""
     name, colon, rest = text.partition(":")
     try:

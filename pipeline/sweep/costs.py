@@ -6,7 +6,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,13 +15,21 @@ from pipeline.manifest import Clip
 from pipeline.model.answer import Answer
 from pipeline.model.answerer import exit_when_device_fails, questions_of
 from pipeline.model.prompt import Question
-from pipeline.sweep.cells import FULL, Cell
+from pipeline.sweep.cells import FULL, Cell, Record
 from pipeline.sweep.timing import doubt, spread
 from pipeline.sweep.worker import SweepModel
 
 PHASES = ("vision", "selection", "prefill", "generate")
 REPEATS = 2
 """How often a cost that can't be relied on is measured again, `cost_rounds` rounds each time."""
+
+
+class Picture(TypedDict):
+    """What a cell made of a clip, for the gallery; `stages` has the (K,) numbers of the tokens that each stage kept."""
+
+    prediction: str | None
+    correct: bool | None
+    stages: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Measured:
     """
 
     costs: dict[str, dict[str, float]]
-    facts: dict[str, dict[str, Any]]
-    gallery: dict[str, dict[str, Any]]
+    facts: dict[str, Record]
+    gallery: dict[str, Picture]
     frames: np.ndarray
     grid: tuple[int, int, int]
 
@@ -105,10 +113,10 @@ class SweepMeasurer(SweepModel):
                 found.add(cell)
         return found
 
-    def _facts(self, cell: Cell) -> dict[str, Any]:
+    def _facts(self, cell: Cell) -> Record:
         model = self.models[cell]
         kind = type(model.method)
-        facts: dict[str, Any] = {
+        facts: Record = {
             "settings": "all tokens kept" if cell.method == FULL else model.method.describe(),
             "query_aware": kind.query_aware,
             "baseline": kind.baseline,
@@ -138,7 +146,7 @@ class SweepMeasurer(SweepModel):
             costs["peak_memory_bytes"] = max(answer.peak_memory_bytes for answer in answers)
         return costs
 
-    def _picture(self, cell: Cell, answer: Answer) -> dict[str, Any]:
+    def _picture(self, cell: Cell, answer: Answer) -> Picture:
         record = self.models[cell].record
         kept = {} if record is None else {name: index[0].numpy(force=True) for name, index in record.kept_index.items()}
         return {"prediction": answer.prediction, "correct": answer.correct, "stages": kept}
@@ -155,7 +163,7 @@ def _total(answer: Answer) -> float:
     return float(sum(getattr(answer, f"seconds_{phase}") for phase in PHASES))
 
 
-def merge_costs(measured: Sequence[Measured]) -> Mapping[str, Mapping[str, Any]]:
+def merge_costs(measured: Sequence[Measured]) -> Mapping[str, Record]:
     """By cell, medians over clips of times and of their quartiles; runs add up, memory is the most of any clip."""
     by_cell: dict[str, list[dict[str, float]]] = defaultdict(list)
     for clip in measured:
@@ -164,9 +172,9 @@ def merge_costs(measured: Sequence[Measured]) -> Mapping[str, Mapping[str, Any]]
     return {name: _over_clips(costs) for name, costs in by_cell.items()}
 
 
-def _over_clips(costs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def _over_clips(costs: Sequence[Mapping[str, float]]) -> Record:
     names = {name for each in costs for name in each if name.startswith("seconds")}
-    merged: dict[str, Any] = {name: statistics.median(each[name] for each in costs if name in each) for name in names}
+    merged: Record = {name: statistics.median(each[name] for each in costs if name in each) for name in names}
     merged["cost_runs"] = int(sum(each["cost_runs"] for each in costs))
     merged["cost_rounds"] = int(min(each["cost_runs"] for each in costs))
     # The slow quartile of the seconds is the low one of the pace.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +13,12 @@ from pipeline.config import SweepJobConfig
 from pipeline.manifest import Clip
 from pipeline.sweep.cells import Cell
 
+if TYPE_CHECKING:
+    from pipeline.sweep.costs import Measured  # with torch, which --help can do without
+
 
 def write_gallery(
-    config: SweepJobConfig, output: Path, cells: Sequence[Cell], measured: Sequence[tuple[Clip, Any]]
+    config: SweepJobConfig, output: Path, cells: Sequence[Cell], measured: Sequence[tuple[Clip, Measured]]
 ) -> None:
     """Writes `gallery.json`, and an npz with frames and kept tokens for each clip.
 

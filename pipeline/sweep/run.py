@@ -7,22 +7,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline import commandline
 from pipeline.cluster import Answerer, Build, ClipResult
 from pipeline.config import SweepJobConfig
 from pipeline.job import Answered, Job, Run, rows_of_manifest, run_job
 from pipeline.manifest import Clip, group_clips
-from pipeline.output import ANSWER_SCHEMA, RUN_FILE, error_columns
-from pipeline.output.summary import scoring_line
-from pipeline.sweep.cells import FULL, cells_of, named_methods
+from pipeline.output import ANSWER_SCHEMA, error_columns, write_table
+from pipeline.output.summary import Summary, scoring_line
+from pipeline.sweep.cells import FULL, Record, cells_of, named_methods
 from pipeline.sweep.gallery import write_gallery
 from pipeline.sweep.summary import summarize_cells
 from pipeline.sweep.terminal import print_table
+
+if TYPE_CHECKING:
+    from pipeline.sweep.costs import Measured  # with torch, which --help can do without
 
 DESCRIPTION = """Compares pruning methods at several keep ratios on one manifest, and writes a report to look at.
 
@@ -111,17 +113,17 @@ class SweepJob(Job):
         # Intervals are over clips, so each row says which clip it is of.
         spans = rows.select(["video", "start", "end"]).to_pylist()
         clips = [f"{row['video']} {row['start']} {row['end']}" for row in spans]
-        facts: dict[str, Mapping[str, Any]] = {}
+        facts: dict[str, Record] = {}
         for _, each in measured:
             facts = {**each.facts, **facts}
         costs = merge_costs([each for _, each in measured[: sweep.cost_clips]])
         rows = rows.append_column("clip", pa.array(clips, pa.string()))
         table = summarize_cells(self.cells, rows, facts, costs, kind)
-        pq.write_table(table, self.output / CELLS, compression="zstd")
+        write_table(table, self.output / CELLS)
         write_gallery(self.config, self.output, self.cells, measured[: sweep.gallery_clips])
         print_table(table)
 
-    def _measure(self, run: Run) -> list[tuple[Clip, Any]]:
+    def _measure(self, run: Run) -> list[tuple[Clip, Measured]]:
         """What a single worker, alone, finds on the first clips; clips with an error are passed over."""
         wanted = max(1, self.config.sweep.cost_clips, self.config.sweep.gallery_clips)
         clips = group_clips(run.manifest.sound)[:wanted]
@@ -131,7 +133,7 @@ class SweepJob(Job):
         found = [(result.clip, result.answers) for result in results if result.error is None]
         return sorted(found, key=lambda pair: pair[0].id)
 
-    def summarize(self, run: Run) -> dict[str, Any]:
+    def summarize(self, run: Run) -> Summary:
         """Questions that are done, and those with an error in any cell."""
         total = len(run.manifest.rows)
         ids = {row.sample_id for row in run.manifest.rows}
@@ -140,11 +142,11 @@ class SweepJob(Job):
         scoring = {"choice_scoring": self.config.answer.choice_scoring}
         return {"rows": total, "done": len(done), "failed": failed} | scoring
 
-    def report(self, run: Run, state: str, summary: Mapping[str, Any]) -> None:
+    def report(self, run: Run, state: str, summary: Summary) -> None:
         from pipeline.sweep.report import write_report  # with matplotlib, which --help can do without
 
         if state == "finished":
-            (self.output / RUN_FILE).write_text((run.folder.path / RUN_FILE).read_text())
+            run.folder.copy_run(self.output)
             if any(row.options for row in run.manifest.rows):
                 print(scoring_line(self.config.answer.choice_scoring))
             if summary["failed"]:

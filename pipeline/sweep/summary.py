@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import pyarrow as pa
 
-from pipeline.sweep.cells import FULL, RANDOM, UNREACHABLE, Cell
+from pipeline.sweep.cells import FULL, RANDOM, UNREACHABLE, Cell, Record
 from pipeline.sweep.statistics import bootstrap_accuracy, mcnemar
 from pipeline.sweep.timing import add_speedups
 
@@ -76,8 +75,8 @@ Costs are medians, null where they were not measured; `_low` and `_high` are the
 def summarize_cells(
     cells: Iterable[Cell],
     rows: pa.Table,
-    facts: Mapping[str, Mapping[str, Any]],
-    costs: Mapping[str, Mapping[str, Any]],
+    facts: Mapping[str, Record],
+    costs: Mapping[str, Record],
     kind_column: str | None,
 ) -> pa.Table:
     """What each cell came to, one row each.
@@ -92,12 +91,12 @@ def summarize_cells(
     answers = defaultdict(list)  # cell name -> its rows
     for row in rows.to_pylist():
         answers[row["cell"]].append(row)
-    table: list[dict[str, Any]] = []
+    table: list[Record] = []
     by_cell = {cell: answers[cell.name] for cell in cells}
     for cell, mine in by_cell.items():
         # Paired tests compare with the full model on the same frames.
         full = answers[Cell(method=FULL, num_frames=cell.num_frames).name]
-        record: dict[str, Any] = {"cell": cell.name, **dataclasses.asdict(cell), **_accuracy(mine, kind_column)}
+        record: Record = {"cell": cell.name, **dataclasses.asdict(cell), **_accuracy(mine, kind_column)}
         # Reachability comes after accuracy: it takes back the errors of a cell that can't be reached.
         record |= _reachability(mine) | _retention(mine)
         if cell.method != FULL:
@@ -108,7 +107,7 @@ def summarize_cells(
     return pa.Table.from_pylist(table, schema=CELL_SCHEMA)
 
 
-def _random_rows(cell: Cell, by_cell: Mapping[Cell, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _random_rows(cell: Cell, by_cell: Mapping[Cell, list[Record]]) -> list[Record]:
     """Answers of random selection at the same budget: its first seed, or for a seeded method the same one."""
     if cell.keep_ratio is None or cell.method == RANDOM:
         return []
@@ -116,7 +115,7 @@ def _random_rows(cell: Cell, by_cell: Mapping[Cell, list[dict[str, Any]]]) -> li
     return by_cell.get(twin, [])
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dict[str, Any]:
+def _accuracy(rows: Sequence[Record], kind_column: str | None) -> Record:
     """Of the rows whose answer is known; those with an error stay in the denominator, as not right."""
     answered = [row for row in rows if row["status"] == "ok"]
     scored = [
@@ -124,7 +123,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dic
         for row in rows
         if row["correct"] is not None or _failed_with_known_answer(row)
     ]
-    record: dict[str, Any] = {"n": len(answered), "errors": len(rows) - len(answered), "kind_column": kind_column}
+    record: Record = {"n": len(answered), "errors": len(rows) - len(answered), "kind_column": kind_column}
     record["empty_answers"] = _mean([not row["prediction"] for row in answered])
     if scored:
         # Questions on one clip stand and fall together, so clips are resampled.
@@ -139,14 +138,14 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], kind_column: str | None) -> dic
     return record
 
 
-def _failed_with_known_answer(row: Mapping[str, Any]) -> bool:
+def _failed_with_known_answer(row: Record) -> bool:
     """Whether a row is an error that counts against the cell; what a cell can't reach is no wrong answer of it."""
     if row["status"] != "error" or row["error_type"] == UNREACHABLE:
         return False
     return row["answer"] is not None or row["answer_index"] is not None
 
 
-def _reachability(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _reachability(rows: Sequence[Record]) -> Record:
     """A cell none of whose clips could be pruned as asked is not reachable; the reason is the most common one."""
     refused = [row["error"] for row in rows if row["error_type"] == UNREACHABLE]
     if not refused or any(row["status"] == "ok" for row in rows):
@@ -154,7 +153,7 @@ def _reachability(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"reachable": False, "reason": Counter(refused).most_common(1)[0][0], "errors": 0}
 
 
-def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _retention(rows: Sequence[Record]) -> Record:
     """The share of visual tokens that the layers saw on average, over all answers."""
     answered = [row for row in rows if row["status"] == "ok"]
     shares = [row["visual_tokens_kept"] / row["visual_tokens_full"] for row in answered]
@@ -168,7 +167,7 @@ def _retention(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _against(name: str, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _against(name: str, rows: Sequence[Record], others: Sequence[Record]) -> Record:
     """McNemar's test against other answers to the same questions; nothing when there are none."""
     first, second = (
         {row["sample_id"]: row["correct"] for row in side if row["correct"] is not None} for side in (rows, others)
@@ -179,7 +178,7 @@ def _against(name: str, rows: Sequence[Mapping[str, Any]], others: Sequence[Mapp
     return {f"wins_{name}": test.wins, f"losses_{name}": test.losses, f"mcnemar_p_{name}": test.p}
 
 
-def _share_differing(rows: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]) -> float | None:
+def _share_differing(rows: Sequence[Record], full: Sequence[Record]) -> float | None:
     """Share of predictions that are not those of the full model."""
     expected = {row["sample_id"]: row["prediction"] for row in full if row["status"] == "ok"}
     shared = [row for row in rows if row["status"] == "ok" and row["sample_id"] in expected]

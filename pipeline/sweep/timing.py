@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from pipeline.sweep.cells import Record
 
 DISAGREEMENT = 0.2
 """Rounds agree when their quartiles lie closer together than this part of the median."""
@@ -56,7 +57,7 @@ def doubt(
     return None
 
 
-def add_speedups(records: Sequence[dict[str, Any]], full: Mapping[Any, Mapping[str, Any]]) -> None:
+def add_speedups(records: Sequence[Record], full: Mapping[int | None, Record]) -> None:
     """Adds to each cell how much faster than the full model it is, and why that or its cost can't be relied on.
 
     Args:
@@ -73,9 +74,9 @@ def add_speedups(records: Sequence[dict[str, Any]], full: Mapping[Any, Mapping[s
             record["speedup_doubt"] = record["cost_doubt"] or (f"all tokens: {others}" if others else None)
 
 
-def _speedups(record: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+def _speedups(record: Record, full: Record) -> dict[str, float]:
     """As the operation counts allow, and as measured without the decoding; quartiles are those of the cell's rounds."""
-    speedups: dict[str, Any] = {}
+    speedups: dict[str, float] = {}
     if record.get("flops_total") and full.get("flops_total"):
         speedups["speedup_allowed"] = full["flops_total"] / record["flops_total"]
     if record.get("seconds_total") and full.get("seconds_total"):
@@ -86,7 +87,7 @@ def _speedups(record: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, A
     return speedups
 
 
-def _doubt_of(record: Mapping[str, Any]) -> str | None:
+def _doubt_of(record: Record) -> str | None:
     if record.get("seconds_total") is None:
         return None
     low, high = record.get("seconds_total_low"), record.get("seconds_total_high")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from pipeline.model.answerer import answer_columns, exit_when_device_fails, ques
 from pipeline.model.answering import VideoQA, build_method
 from pipeline.model.load import load_model
 from pipeline.model.prefix import model_inputs
+from pipeline.output import Columns
 from pipeline.sweep.cells import UNREACHABLE, Cell, cells_of
 from vitcop import VisionCache
 
@@ -68,10 +68,10 @@ class SweepAnswerer(SweepModel):
     """Answers all questions of a clip in every cell; the engine's `Answerer`."""
 
     @exit_when_device_fails()
-    def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> list[list[dict[str, Any]]]:
+    def answer(self, clip: Clip, videos: Sequence[TimedVideo]) -> list[list[Columns]]:
         """For each cell the answer columns of each of the clip's rows."""
         questions = questions_of(clip)
-        columns: dict[Cell, list[dict[str, Any]]] = {}
+        columns: dict[Cell, list[Columns]] = {}
         for timed, cells in self.by_frames(videos):
             pixels = model_inputs(self.loaded, timed.video)
             for cell in cells:
@@ -80,6 +80,6 @@ class SweepAnswerer(SweepModel):
         return [columns[cell] for cell in self.cells]
 
 
-def _mark_unreachable(columns: dict[str, Any]) -> dict[str, Any]:
+def _mark_unreachable(columns: Columns) -> Columns:
     """A ratio that a clip can't reach is no error to be tried again."""
     return columns | {"status": "unreachable"} if columns.get("error_type") == UNREACHABLE else columns

@@ -132,14 +132,16 @@ class VideoInfo:
     @cached_property
     def timestamps(self) -> np.ndarray:
         """(N,) presentation times in seconds, on the file's own clock (MPEG-TS files rarely start at 0)."""
-        return self.index.pts[self.index.shown] * float(self.index.time_base)
+        seconds: np.ndarray = self.index.pts[self.index.shown] * float(self.index.time_base)
+        return seconds
 
     @cached_property
     def keyframes(self) -> np.ndarray:
         """(K,) indices of the frames that can be decoded without any other, ascending."""
         index = self.index
         rows = np.searchsorted(index.pts, np.sort(index.keyframes[:, 1]))
-        return (np.cumsum(index.shown) - 1)[rows[index.shown[rows]]]
+        numbers: np.ndarray = (np.cumsum(index.shown) - 1)[rows[index.shown[rows]]]
+        return numbers
 
     @property
     def num_frames(self) -> int:
@@ -290,9 +292,10 @@ def demux(container: av.container.InputContainer, stream: av.VideoStream) -> Ite
 def decode_packet(packet: av.Packet) -> list[av.VideoFrame] | None:
     """The frames that a packet completes, or None when it is damaged."""
     try:
-        return packet.decode()
+        frames: list[av.VideoFrame] = packet.decode()
     except av.FFmpegError:
         return None
+    return frames
 
 
 def _check_file(path: str) -> None:

@@ -56,7 +56,8 @@ class DecodedVideo:
     @property
     def times(self) -> list[float]:
         """(T,) seconds of each frame from the start of the video."""
-        return (self.timestamps - self.start_time).tolist()
+        seconds: list[float] = (self.timestamps - self.start_time).tolist()
+        return seconds
 
     @property
     def damaged(self) -> bool:

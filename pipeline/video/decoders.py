@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import dropwhile, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 import av
 import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from pipeline.video.container import FrameIndex, OpenVideo, Orientation, VideoInfo, decode_packet, demux, open_video
+
+if TYPE_CHECKING:
+    import decord
 
 _BICUBIC = (
     Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
@@ -66,8 +69,9 @@ class Resizer:
     def _resize(self, rgb: av.VideoFrame, shape: Shape, place: int) -> np.ndarray:
         height, width = self.orientation.size(*shape)
         scaled = self.to_shape[shape].reformat(rgb, width, height, interpolation=_BICUBIC)
-        self.blocks[shape][place] = self.orientation.apply(scaled.to_ndarray())
-        return self.blocks[shape][place]
+        picture: np.ndarray = self.blocks[shape][place]  # a view of the block
+        picture[:] = self.orientation.apply(scaled.to_ndarray())
+        return picture
 
 
 def read_with_pyav(info: VideoInfo, indices: np.ndarray, height: int, width: int) -> Pictures:
@@ -344,7 +348,9 @@ def read_sizes_with_decord(info: VideoInfo, wanted: Mapping[Shape, np.ndarray]) 
     return pictures
 
 
-def _read_batch(reader: Any, info: VideoInfo, wanted: Mapping[Shape, np.ndarray]) -> dict[Shape, Pictures]:
+def _read_batch(
+    reader: "decord.VideoReader", info: VideoInfo, wanted: Mapping[Shape, np.ndarray]
+) -> dict[Shape, Pictures]:
     """One frame at a time out of a `decord.VideoReader`, which is closed on return."""
     if len(reader) != info.num_frames:
         raise DecordError(f"decord counts {len(reader)} frames where the container holds {info.num_frames}")

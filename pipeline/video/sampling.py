@@ -145,4 +145,5 @@ def _nearest(times: np.ndarray, ticks: np.ndarray) -> np.ndarray:
     right = np.searchsorted(times, ticks).clip(1, max(1, len(times) - 1))
     right = np.minimum(right, len(times) - 1)
     left = np.maximum(right - 1, 0)
-    return np.where(ticks - times[left] <= times[right] - ticks, left, right)
+    nearest: np.ndarray = np.where(ticks - times[left] <= times[right] - ticks, left, right)
+    return nearest

@@ -2,15 +2,15 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoConfig
 
 from pipeline.errors import ConfigError
-from pipeline.model.frames.base import FrameProcessor, FrameSize
+from pipeline.model.frames.base import FrameProcessor, FrameSize, Inputs, Settings
 from pipeline.model.frames.patched import PatchedFrames, Qwen3VLFrames, Qwen25VLFrames
 from pipeline.model.frames.stacked import InternVLFrames, LlavaNextVideoFrames, LlavaOnevisionFrames, VideoLlavaFrames
 from pipeline.video.size import SourceSize
@@ -59,7 +59,7 @@ def load_frame_processor(folder: str | Path, resize: Literal["decoder", "process
     return replace(processor, frame_size=SourceSize(), crop=None, checkpoint_processor=own)
 
 
-def _video_settings(folder: Path) -> dict[str, Any]:
+def _video_settings(folder: Path) -> Settings:
     """The video processor's settings, from where transformers looks for them, in its order."""
     processor = folder / "processor_config.json"
     if processor.is_file() and "video_processor" in (settings := _read_json(processor)):
@@ -70,14 +70,14 @@ def _video_settings(folder: Path) -> dict[str, Any]:
     raise ConfigError(f"{folder}: neither video_preprocessor_config.json nor preprocessor_config.json is there")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> Settings:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _load_checkpoint_processor(folder: Path) -> Callable[..., Mapping[str, Any]]:
+def _load_checkpoint_processor(folder: Path) -> Callable[..., Inputs]:
     if importlib.util.find_spec("torchvision") is None:
         raise ConfigError("--resize processor needs torchvision, which is not installed; use --resize decoder")
     from transformers import AutoVideoProcessor

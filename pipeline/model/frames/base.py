@@ -49,7 +49,7 @@ class FrameProcessor(ABC):
     std: tuple[float, ...]
     video_text: str
     visual_token: str
-    checkpoint_processor: Callable[..., Mapping[str, Any]] | None = None
+    checkpoint_processor: Callable[..., Inputs] | None = None
 
     # What a checkpoint's settings leave out: the defaults of the family's video processor in transformers.
     defaults: ClassVar[Settings] = CLIP
