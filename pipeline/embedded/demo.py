@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import tyro
 
 from pipeline.embedded.questions import SceneQuestion, ask
 from pipeline.embedded.scenes import Scene, render, sample_scene
@@ -108,13 +108,19 @@ def encode_video(path: Path, frames: np.ndarray) -> None:
 
 def main(write: Callable[[Path, int, int, int], Path] = write_dataset, description: str | None = __doc__) -> None:
     """The command line of this module, and of others that write clips."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--questions-per-clip", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    print(write(arguments.output, arguments.clips, arguments.questions_per_clip, arguments.seed))
+
+    def command(output: Path, clips: int = 24, questions_per_clip: int = 8, seed: int = 0) -> None:
+        """Write clips and their manifest.
+
+        Args:
+            output: the folder for them.
+            clips: how many.
+            questions_per_clip: of different kinds, at most.
+            seed: of the scenes and questions.
+        """
+        print(write(output, clips, questions_per_clip, seed))
+
+    tyro.cli(command, description=description)
 
 
 if __name__ == "__main__":

@@ -3,22 +3,121 @@
 python -m pipeline.video clip.mp4 --num-frames 8 --out frames.npz
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
+import tyro
 
 from pipeline.video.decode import DecodedVideo, decode
 from pipeline.video.sampling import Sampling
 from pipeline.video.sheet import save_contact_sheet, thumbnail_size
 
 
+def parse_output(words: list[str]) -> Path:
+    """A path that says by its suffix what is written.
+
+    Raises:
+        ValueError: it ends in neither .npz nor .png.
+    """
+    path = Path(words[0])
+    if path.suffix not in (".npz", ".png"):
+        raise ValueError(f"{words[0]!r} must end in .npz (frames) or .png (contact sheet)")
+    return path
+
+
+def parse_count(words: list[str]) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not words[0].isdecimal() or int(words[0]) == 0:
+        raise ValueError(f"{words[0]!r} must be a number above 0")
+    return int(words[0])
+
+
+def parse_size(words: list[str]) -> tuple[int, int]:
+    """`HEIGHTxWIDTH`, or one number for a square, in pixels.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    numbers = words[0].lower().split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ValueError(f"{words[0]!r} must be HEIGHTxWIDTH in pixels, such as 384x384")
+    return int(numbers[0]), int(numbers[-1])
+
+
+Output = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=parse_output,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+Count = Annotated[
+    int,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="N",
+        instance_from_str=parse_count,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda count: [str(count)],
+    ),
+]
+FrameShape = Annotated[
+    tuple[int, int],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="HxW",
+        instance_from_str=parse_size,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda size: ["x".join(map(str, size))],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Which frames of which file, and where they go."""
+
+    file: tyro.conf.Positional[str]
+    """Video file."""
+    num_frames: int | None = None
+    """This many frames, spread evenly. None: 8, unless --fps is given."""
+    fps: float | None = None
+    """Frames per second of the video, instead of a number of frames."""
+    max_frames: int | None = None
+    """Never more than this many frames, thinned evenly."""
+    min_frames: int = 1
+    """Fail below this many whole frames."""
+    sampling: Literal["uniform", "keyframes"] = "uniform"
+    """keyframes: the keyframe nearest to each of these frames, far cheaper to decode."""
+    start: float | None = None
+    """First second of the span, on the file's own clock."""
+    end: float | None = None
+    """Last second of the span."""
+    size: FrameShape | None = None
+    """Size of the frames. None: the video's own; on a sheet 320 at most."""
+    decoder: Literal["auto", "decord", "pyav"] = "auto"
+    """auto: decord for the containers it reads exactly, PyAV for the others."""
+    threads: Count = 1
+    """Groups of pictures that PyAV decodes side by side."""
+    out: Output | None = None
+    """X.npz: frames, indices, timestamps; X.png: a sheet."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 1 after one line on stderr when the file or a setting is no good."""
-    options = _parser().parse_args(arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m pipeline.video", description=__doc__.split("\n\n")[0])
     try:
         line = _run(options)
     except (ValueError, OSError) as error:
@@ -28,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> dict[str, object]:
+def _run(options: Options) -> dict[str, object]:
     """Decode, write the output file, and describe what was decoded."""
     sampling = Sampling(
         num_frames=8 if options.num_frames is None and options.fps is None else options.num_frames,
@@ -69,58 +168,6 @@ def _write(decoded: DecodedVideo, out: Path) -> None:
         np.savez(out, frames=decoded.frames, indices=decoded.indices, timestamps=decoded.timestamps)
     else:
         save_contact_sheet(decoded, out)
-
-
-def _output(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".npz", ".png"):
-        raise argparse.ArgumentTypeError(f"{text!r} must end in .npz (frames) or .png (contact sheet)")
-    return path
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0")
-    return int(text)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Reads `HEIGHTxWIDTH`, or one number for a square."""
-    numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH in pixels, such as 384x384")
-    return int(numbers[0]), int(numbers[-1])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.video", description=__doc__.split("\n\n")[0])
-    parser.add_argument("file", help="video file")
-    parser.add_argument("--num-frames", type=int, metavar="N", help="N frames spread evenly (default: 8)")
-    parser.add_argument("--fps", type=float, metavar="F", help="F frames per second of the video, instead of N frames")
-    parser.add_argument("--max-frames", type=int, metavar="N", help="never more than N frames, thinned evenly")
-    parser.add_argument("--min-frames", type=int, metavar="N", default=1, help="fail below N whole frames (default: 1)")
-    parser.add_argument(
-        "--sampling",
-        choices=("uniform", "keyframes"),
-        default="uniform",
-        help="keyframes: the keyframe nearest to each of these frames, far cheaper to decode (default: uniform)",
-    )
-    parser.add_argument("--start", type=float, metavar="S", help="first second of the span, on the file's own clock")
-    parser.add_argument("--end", type=float, metavar="S", help="last second of the span")
-    parser.add_argument(
-        "--size",
-        type=_size,
-        metavar="HxW",
-        help="size of the frames (default: the video's own; on a sheet 320 at most)",
-    )
-    parser.add_argument("--decoder", choices=("auto", "decord", "pyav"), default="auto", help="(default: auto)")
-    parser.add_argument(
-        "--threads", type=_count, metavar="N", default=1, help="groups of pictures that PyAV decodes side by side"
-    )
-    parser.add_argument(
-        "--out", type=_output, metavar="FILE", help="X.npz: frames, indices, timestamps; X.png: a sheet"
-    )
-    return parser
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ when random visual tokens are dropped.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from collections import defaultdict
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -116,26 +116,28 @@ def table(full: list[Verdict], blind: list[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=MODEL_DIR)
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+def main(model: Path = MODEL_DIR, clips: int = 200, seed: int = 1) -> None:
+    """Measure a checkpoint and print its tables.
+
+    Args:
+        model: the checkpoint's folder.
+        clips: held-out clips that are rendered for it.
+        seed: of those clips.
+    """
     # The dropped tokens are random; so the table is the same every time.
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    network = AutoModelForImageTextToText.from_pretrained(model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
     results: dict[str, list[Verdict]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        for video, rows in read_manifest(write_dataset(Path(folder), arguments.clips, seed=arguments.seed)).items():
+        for video, rows in read_manifest(write_dataset(Path(folder), clips, seed=seed)).items():
             pixels = read_clip(video)
-            results["full"] += judge(model, tokenizer, pixels, rows)
-            results["blind"] += judge(model, tokenizer, None, rows)
+            results["full"] += judge(network, tokenizer, pixels, rows)
+            results["blind"] += judge(network, tokenizer, None, rows)
             for ratio in KEEP_RATIOS:
                 # Before the language model, and in a shallow layer.
                 for layer in (0, 2):
-                    results[f"{ratio:.0%} | {layer}"] += judge(model, tokenizer, pixels, rows, {layer: ratio})
+                    results[f"{ratio:.0%} | {layer}"] += judge(network, tokenizer, pixels, rows, {layer: ratio})
     print(table(results.pop("full"), results.pop("blind")))
     print("\n| random tokens kept | from layer | choice | open |\n|---|---|---|---|")
     for name, verdicts in results.items():
@@ -143,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -8,7 +8,6 @@ random visual tokens are dropped, before the language model and in it, as a prun
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import defaultdict
@@ -21,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+import tyro
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
@@ -264,17 +264,19 @@ def restore(output: Path, trainee: Trainee, optimizers: list[torch.optim.Optimiz
     return state["step"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint folder; a run found there is continued")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="another number gives other weights")
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "rendezvous").unlink(missing_ok=True)
+def main(output: Path, seed: int = 0, processes: int = 2) -> None:
+    """Train a model, or go on with a run.
+
+    Args:
+        output: checkpoint folder; a run found there is continued.
+        seed: of the weights and of everything that is drawn.
+        processes: that train together; another number gives other weights.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "rendezvous").unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
-    mp.spawn(run, args=(arguments.processes, arguments.output, arguments.seed), nprocs=arguments.processes)
+    mp.spawn(run, args=(processes, output, seed), nprocs=processes)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -10,7 +10,6 @@ Seeds: choices are made on --seed 1 (dev) and reported on --seed 2 (test).
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import tyro
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from pipeline.embedded import LONG_MODEL_DIR
@@ -63,16 +63,18 @@ def camera_table(full: dict[str, list[Verdict]]) -> str:
     return "\n".join([*lines, f"| all kinds | {' | '.join(mean_over_kinds(v) for v in full.values())} |"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=LONG_MODEL_DIR)
-    parser.add_argument("--clips", type=int, default=300)
-    parser.add_argument("--drop-clips", type=int, default=100, help="clips for the tables of dropped tokens")
-    parser.add_argument("--seed", type=int, default=TEST_SEED)
-    arguments = parser.parse_args()
+def main(checkpoint: Path = LONG_MODEL_DIR, clips: int = 300, drop_clips: int = 100, seed: int = TEST_SEED) -> None:
+    """Measure a checkpoint and print its tables.
+
+    Args:
+        checkpoint: its folder.
+        clips: held-out clips that are rendered for it.
+        drop_clips: of those, how many are asked about with tokens dropped.
+        seed: of the clips.
+    """
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_pretrained(arguments.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     # For each layer: no visual token from there on, which tells how long the model needs them.
     drops = {
         f"none from layer {layer} on": {layer: 0.0} for layer in range(1, model.config.text_config.num_hidden_layers)
@@ -83,23 +85,23 @@ def main() -> None:
     blind: list[Verdict] = []
     dropped: dict[str, list[Verdict]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        manifest = write_dataset(Path(folder), arguments.clips, seed=arguments.seed)
+        manifest = write_dataset(Path(folder), clips, seed=seed)
         # Questions are grouped by video, so each clip is decoded once.
         for number, (video, rows) in enumerate(read_manifest(manifest).items()):
             pixels = read_clip(video, NUM_FRAMES, FRAME_SIZE)
             verdicts = judge(model, tokenizer, pixels, rows)
             by_camera[rows[0]["camera"]] += verdicts
             blind += judge(model, tokenizer, None, rows)
-            if number < arguments.drop_clips:
+            if number < drop_clips:
                 dropped["all"] += verdicts
                 for name, keep in (drops | keeps).items():
                     dropped[name] += judge(model, tokenizer, pixels, rows, keep)
     print(kind_table([v for verdicts in by_camera.values() for v in verdicts], blind))
     print(f"\n{camera_table(by_camera)}")
-    print(f"\n| visual tokens kept ({arguments.drop_clips} clips) | choice | open |\n|---|---|---|")
+    print(f"\n| visual tokens kept ({drop_clips} clips) | choice | open |\n|---|---|---|")
     for name, verdicts in dropped.items():
         print(f"| {name} | {mean_over_kinds(verdicts)} | {mean_over_kinds(verdicts, 'open_answer')} |")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

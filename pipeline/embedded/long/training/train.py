@@ -12,7 +12,6 @@ Their heads are thrown away.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 from collections import Counter, defaultdict, deque
@@ -25,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+import tyro
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
@@ -348,18 +348,20 @@ def run(rank: int, ranks: int, output: Path, seed: int, log_every: int = 25, sav
     Run(rank, ranks, output, seed).train(log_every, save_every)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="checkpoint folder; a run found there is continued")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="another number gives other weights")
-    arguments = parser.parse_args()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    for left_over in arguments.output.glob("rendezvous-*"):
+def main(output: Path, seed: int = 0, processes: int = 2) -> None:
+    """Train a model, or go on with a run.
+
+    Args:
+        output: checkpoint folder; a run found there is continued.
+        seed: of the weights and of everything that is drawn.
+        processes: that train together; another number gives other weights.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    for left_over in output.glob("rendezvous-*"):
         left_over.unlink()
     os.environ["OMP_NUM_THREADS"] = "1"
-    mp.spawn(run, args=(arguments.processes, arguments.output, arguments.seed), nprocs=arguments.processes)
+    mp.spawn(run, args=(processes, output, seed), nprocs=processes)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
