@@ -7,7 +7,6 @@ and AV1, at 720p and 1080p, with long and short groups of pictures. The readers 
 
 from __future__ import annotations
 
-import argparse
 import resource
 import statistics
 import sys
@@ -17,12 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import decord
 import numpy as np
 import torch
+import tyro
 
 from benchmarks.common import alternate, machine, publish
 from pipeline.video import Sampling, container, decode, decoders
@@ -196,7 +196,7 @@ def cpu_seconds() -> float:
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
-def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+def compare(path: Path, options: Options) -> dict[str, Any]:
     """Seconds, decoded frames and ratio to PyAV in order of each reader on one file."""
     runs = {name: partial(measured, read) for name, read in readers(path, options.threads, options.num_frames).items()}
     costs = alternate(runs, options.repeats, warm_up=0)
@@ -247,19 +247,31 @@ def report_goal(goal: Mapping[str, Any]) -> None:
     print(line, file=sys.stderr)
 
 
+CodecName, GroupName = Literal[tuple(CODECS)], Literal[tuple(GROUPS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and on what."""
+
+    codecs: tuple[CodecName, ...] = tuple(CODECS)
+    heights: tuple[int, ...] = (720, 1080)
+    groups: tuple[GroupName, ...] = tuple(GROUPS)
+    copies: int = 5
+    """The video is so many segments long."""
+    num_frames: tuple[int, ...] = (8, 32)
+    repeats: int = 3
+    seed: int = 0
+    threads: int = 1
+    """Of each reader that can use several."""
+    folder: Path | None = None
+    """Where the videos are kept for the next run."""
+    save: bool = False
+    """Keep the results under benchmarks/results/."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--codecs", choices=list(CODECS), nargs="+", default=list(CODECS))
-    parser.add_argument("--heights", type=int, nargs="+", default=[720, 1080])
-    parser.add_argument("--groups", choices=list(GROUPS), nargs="+", default=list(GROUPS))
-    parser.add_argument("--copies", type=int, default=5, help=f"the video is this many times {SEGMENT} frames long")
-    parser.add_argument("--num-frames", type=int, nargs="+", default=[8, 32])
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="threads of each reader that can use several")
-    parser.add_argument("--folder", type=Path, help="where the videos are kept for the next run")
-    parser.add_argument("--save", action="store_true", help="keep the results under benchmarks/results/")
-    options = parser.parse_args()
+    options = tyro.cli(Options, prog="python -m benchmarks.decode", description=__doc__)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)

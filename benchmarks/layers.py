@@ -5,10 +5,10 @@ Counts come from the methods' own plans for LLaVA-OneVision 7B: 28 layers, 32 fr
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import matplotlib
+import tyro
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
@@ -27,7 +27,7 @@ RIVALS = {
 }
 
 
-def draw(output: Path) -> None:
+def draw(output: Path = Path("vitcop/layers.svg")) -> None:
     """Write the figure."""
     figure, (ours, rivals) = plt.subplots(1, 2, figsize=(9.5, 3.3), sharey=True, layout="constrained")
     layers = range(GEOMETRY.num_layers)
@@ -50,6 +50,4 @@ def draw(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("vitcop/layers.svg"), help="default: %(default)s")
-    draw(parser.parse_args().output)
+    tyro.cli(draw, description=__doc__)

@@ -6,16 +6,16 @@ the end of the prefill, and says which tensors hold the peak. For a budget, look
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from transformers import PreTrainedModel
 
 from benchmarks.common import machine, publish
-from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
+from benchmarks.shapes import build_model, make_inputs, shape_numbers
 from benchmarks.tracking import Peak, named, peak_memory
 from vitcop import PrefillRecord, ViTCoP, prune
 from vitcop.cost import kv_bytes
@@ -136,22 +136,35 @@ def run_setting(model: PreTrainedModel, setting: Setting, frames: Sequence[int],
     }
 
 
+ShapeName = Literal[tuple(shape for shape in SHAPES if "qwen" not in shape)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and on what."""
+
+    shape: ShapeName = "embedded"
+    frames: tuple[int, ...] = (16, 32)
+    """Two numbers or more."""
+    keep_ratios: tuple[float, ...] = (0.1,)
+    frame_chunk: int = 4
+    token_chunk: int = 1024
+    budget: int | None = None
+    """Bytes above the weights. None: the full model's largest peak."""
+    cap: int = 4096
+    """Never more frames than this."""
+    dtype: str = "float32"
+    device: str = "cpu"
+    """A torch device."""
+    threads: int = torch.get_num_threads()
+    save: bool = False
+    """Keep the result under benchmarks/results/."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shape", choices=[shape for shape in SHAPES if "qwen" not in shape], default="embedded")
-    parser.add_argument("--frames", type=int, nargs="+", default=[16, 32], help="two numbers or more")
-    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1])
-    parser.add_argument("--frame-chunk", type=int, default=4)
-    parser.add_argument("--token-chunk", type=int, default=1024)
-    parser.add_argument("--budget", type=int, help="bytes above the weights (default: the full model's largest peak)")
-    parser.add_argument("--cap", type=int, default=4096, help="never more frames than this")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
-    options = parser.parse_args()
+    options = tyro.cli(Options, prog="python -m benchmarks.memory", description=__doc__)
     torch.set_num_threads(options.threads)
-    model = build_model(options.shape, options.device, getattr(torch, options.dtype))
+    model = build_model(options.shape, torch.device(options.device), getattr(torch, options.dtype))
     results, budget = [], options.budget
     for ratio in (1.0, *options.keep_ratios):
         setting = Setting(keep_ratio=ratio, frame_chunk=options.frame_chunk, token_chunk=options.token_chunk)
@@ -160,7 +173,7 @@ def main() -> None:
         results[-1]["times_the_frames"] = results[-1]["most_frames"] / max(1, results[0]["most_frames"])
     result = {
         "benchmark": "memory",
-        "machine": machine(options.device),
+        "machine": machine(torch.device(options.device)),
         "shape": {"name": options.shape, "dtype": options.dtype, "config": shape_numbers(model)},
         "weights": sum(parameter.nbytes for parameter in model.parameters()),
         "goal": {"times the frames at 10 %": GOAL},

@@ -7,20 +7,21 @@ take turns, and figures are medians.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.common import alternate, machine, medians, publish
-from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
+from benchmarks.shapes import build_model, make_inputs, shape_numbers
 from benchmarks.tracking import peak_memory
 from pipeline.model.clock import PhaseClock
-from vitcop import METHODS, Method, PrefillRecord, get_method, prune
+from vitcop import Method, PrefillRecord, get_method, prune
 
 GOALS = {"selection share of the unpruned prefill": 0.02, "prefill gain / allowed": {"cpu": 0.8, "cuda": 0.9}}
 FULL = 1.0
@@ -43,9 +44,9 @@ def run_once(
     return seconds, stats.last
 
 
-def compare(options: argparse.Namespace, shape: str) -> dict[str, Any]:
+def compare(options: Options, shape: str) -> dict[str, Any]:
     """All variants of one shape."""
-    model = build_model(shape, options.device, getattr(torch, options.dtype), options.attention)
+    model = build_model(shape, torch.device(options.device), getattr(torch, options.dtype), options.attention)
     inputs, chosen = make_inputs(model, options.frames), get_method(options.method)
     runs = {
         ratio: partial(run_once, model, inputs, chosen(retention_ratio=ratio), options.tokens, options.frame_chunk)
@@ -54,7 +55,7 @@ def compare(options: argparse.Namespace, shape: str) -> dict[str, Any]:
     measured = alternate(runs, options.repeats)
     seconds = {ratio: medians([run for run, _ in measured[ratio]]) for ratio in runs}
     records = {ratio: measured[ratio][0][1] for ratio in runs}
-    peaks = {ratio: peak_memory(run, model, options.device) for ratio, run in runs.items()}
+    peaks = {ratio: peak_memory(run, model, torch.device(options.device)) for ratio, run in runs.items()}
     full = describe(seconds[FULL], records[FULL], peaks[FULL].bytes)
     pruned = [
         {
@@ -112,26 +113,37 @@ def gains(
     }
 
 
+ShapeName, MethodName = Literal[tuple(SHAPES)], Literal[tuple(sorted(METHODS))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and on what."""
+
+    shapes: tuple[ShapeName, ...] = ("embedded",)
+    method: MethodName = "vitcop"
+    frames: int = 32
+    keep_ratios: tuple[float, ...] = (0.5, 0.25, 0.1)
+    tokens: int = 8
+    """Tokens decoded after the prefill."""
+    repeats: int = 5
+    frame_chunk: int = 16
+    attention: str = "sdpa"
+    dtype: str = "float32"
+    device: str = "cpu"
+    """A torch device."""
+    threads: int = torch.get_num_threads()
+    save: bool = False
+    """Keep the results under benchmarks/results/."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefill", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", default=["embedded"])
-    parser.add_argument("--method", choices=sorted(METHODS), default="vitcop")
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1])
-    parser.add_argument("--tokens", type=int, default=8, help="tokens decoded after the prefill")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--frame-chunk", type=int, default=16)
-    parser.add_argument("--attention", default="sdpa")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--save", action="store_true", help="keep the results under benchmarks/results/")
-    options = parser.parse_args()
+    options = tyro.cli(Options, prog="python -m benchmarks.prefill", description=__doc__)
     torch.set_num_threads(options.threads)
     for shape in options.shapes:
         result = {
             "benchmark": "prefill",
-            "machine": machine(options.device),
+            "machine": machine(torch.device(options.device)),
             "settings": {name: getattr(options, name) for name in ("method", "dtype", "attention", "repeats")},
             "goals": GOALS,
             **compare(options, shape),

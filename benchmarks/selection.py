@@ -8,13 +8,13 @@ frame as one matrix. All must come to the same tokens, or nothing is reported.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+import tyro
 from torch import Tensor
 
 from benchmarks.common import alternate, machine, publish, seconds
@@ -242,26 +242,36 @@ def compare(clip: Clip, keep_ratio: float, repeats: int, device: torch.device) -
     return {"keep_ratio": keep_ratio, "stages": plan.stages(), "seconds": times, "ratio": ratios}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and on what."""
+
+    frames: int = 32
+    grid: int = 14
+    """Tokens along each side of a frame."""
+    vision_dim: int = 1152
+    """Width of the vision encoder's keys."""
+    dim: int = 3584
+    """Width of the language model."""
+    keep_ratios: tuple[float, ...] = (0.1, 0.25, 0.5)
+    repeats: int = 7
+    threads: int = 1
+    device: str = "cpu"
+    """A torch device."""
+    save: bool = False
+    """Keep the result under benchmarks/results/."""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.selection", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--grid", type=int, default=14, help="tokens along each side of a frame")
-    parser.add_argument("--vision-dim", type=int, default=1152, help="width of the vision encoder's keys")
-    parser.add_argument("--dim", type=int, default=3584, help="width of the language model")
-    parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1, 0.25, 0.5])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--save", action="store_true", help="keep the result under benchmarks/results/")
-    options = parser.parse_args()
+    options = tyro.cli(Options, prog="python -m benchmarks.selection", description=__doc__)
     torch.set_num_threads(options.threads)
     geometry = Geometry(num_layers=28, frames=options.frames, height=options.grid, width=options.grid)
     clip = make_clip(geometry, options.vision_dim, options.dim, heads=HEADS, head_dim=HEAD_DIM)
-    results = [compare(clip, ratio, options.repeats, options.device) for ratio in options.keep_ratios]
+    results = [compare(clip, ratio, options.repeats, torch.device(options.device)) for ratio in options.keep_ratios]
     widths = {"vision_dim": options.vision_dim, "dim": options.dim, "heads": HEADS, "head_dim": HEAD_DIM}
     result = {
         "benchmark": "selection",
-        "machine": machine(options.device),
+        "machine": machine(torch.device(options.device)),
         "shape": vars(geometry) | widths,
         "goal": {"ratio to plain, pairs": GOAL},
         "results": results,

@@ -14,18 +14,20 @@ reached.
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from transformers import AutoTokenizer
 
 from benchmarks.common import alternate, machine, publish, seconds
-from benchmarks.shapes import SHAPES, build_model, shape_numbers
+from benchmarks.shapes import build_model, shape_numbers
 from pipeline.config import AnswerConfig, PruneConfig
 from pipeline.embedded import MODEL_DIR
 from pipeline.model.admission import RowLimit
@@ -122,7 +124,7 @@ class Answering:
                         raise RuntimeError(f"a question was not answered: {errors[0]}")
 
 
-def measure(answering: Answering, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure(answering: Answering, options: Options) -> dict[str, dict[str, float]]:
     """Seconds of every workload in every variant: {workload: {variant: seconds}}."""
     side = answering.loaded.frame_processor.side  # type: ignore[attr-defined]
     videos = [make_video(side, options.frames, seed) for seed in range(options.clips)]
@@ -172,36 +174,48 @@ def goals(times: dict[str, dict[str, float]], clips: int) -> list[dict[str, Any]
     return [{"name": name, "reached": round(value, 3), "goal": goal} for name, (value, goal) in reached.items()]
 
 
+ShapeName = Literal[tuple(shape for shape in SHAPES if "qwen" not in shape)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is measured, and on what."""
+
+    shape: ShapeName = "llava-onevision-0.5b-thin"
+    frames: int = 16
+    tokens: int = 32
+    """Of a caption."""
+    clips: int = 2
+    """Of the workload with several clips."""
+    method: str = "vitcop"
+    keep_ratio: float = 0.1
+    batch_rows: int | None = None
+    """Rows in flight. None: what the job takes."""
+    plain_batch: int = 1
+    """Questions that plain generate takes at once."""
+    repeats: int = 1
+    warm_up: int = 0
+    threads: int = torch.get_num_threads()
+    device: str = "cpu"
+    """A torch device."""
+    dtype: str = "float32"
+    save: bool = False
+    """Keep the result under benchmarks/results/."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print a line for each goal, and the result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--shape",
-        choices=[name for name in SHAPES if "onevision" in name or name == "embedded"],
-        default="llava-onevision-0.5b-thin",
-    )
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=32, help="of a caption")
-    parser.add_argument("--clips", type=int, default=2, help="of the workload with several clips")
-    parser.add_argument("--method", default="vitcop")
-    parser.add_argument("--keep-ratio", type=float, default=0.1)
-    parser.add_argument("--batch-rows", type=int, help="rows in flight; by default what the job takes")
-    parser.add_argument("--plain-batch", type=int, default=1, help="questions that plain generate takes at once")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--warm-up", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--save", action="store_true")
-    options = parser.parse_args(arguments)
+    options = tyro.cli(Options, args=arguments, prog="python -m benchmarks.throughput", description=__doc__)
     torch.set_num_threads(options.threads)
-    loaded = load(options.shape, options.device, getattr(torch, options.dtype))
+    loaded = load(options.shape, torch.device(options.device), getattr(torch, options.dtype))
     reset_peak_memory(loaded.device)
     times = measure(Answering(loaded, options.method, options.keep_ratio, options.tokens), options)
     reached = goals(times, options.clips)
     for goal in reached:
         print(f"{goal['name']}: {goal['reached']:.2f} (goal {goal['goal']:g})")
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("save", "device")}
+    settings = {
+        name: str(value) for name, value in dataclasses.asdict(options).items() if name not in ("save", "device")
+    }
     result = {
         "benchmark": "throughput",
         "machine": machine(loaded.device),
