@@ -15,7 +15,7 @@ import tyro
 from transformers import PreTrainedModel
 
 from benchmarks.common import machine, publish
-from benchmarks.shapes import build_model, make_inputs, shape_numbers
+from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
 from benchmarks.tracking import Peak, named, peak_memory
 from vitcop import PrefillRecord, ViTCoP, prune
 from vitcop.cost import kv_bytes

@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.common import alternate, machine, medians, publish
-from benchmarks.shapes import build_model, make_inputs, shape_numbers
+from benchmarks.shapes import SHAPES, build_model, make_inputs, shape_numbers
 from benchmarks.tracking import peak_memory
 from pipeline.model.clock import PhaseClock
-from vitcop import Method, PrefillRecord, get_method, prune
+from vitcop import METHODS, Method, PrefillRecord, get_method, prune
 
 GOALS = {"selection share of the unpruned prefill": 0.02, "prefill gain / allowed": {"cpu": 0.8, "cuda": 0.9}}
 FULL = 1.0

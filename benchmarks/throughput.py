@@ -27,7 +27,7 @@ import tyro
 from transformers import AutoTokenizer
 
 from benchmarks.common import alternate, machine, publish, seconds
-from benchmarks.shapes import build_model, shape_numbers
+from benchmarks.shapes import SHAPES, build_model, shape_numbers
 from pipeline.config import AnswerConfig, PruneConfig
 from pipeline.embedded import MODEL_DIR
 from pipeline.model.admission import RowLimit
