@@ -43,7 +43,8 @@ def summarize(table: pa.Table) -> Summary:
 
     `accuracy` is over the rows whose right answer is known, those with an error included: they are not right.
     `accuracy_answered` leaves them out. Seconds are sums over rows; what the questions of a clip share is in the first
-    of them.
+    of them. `decode_cores_per_worker` is the time of decoding over that of the model: so many cores must decode to keep
+    one worker busy.
     """
     # (rows,) masks: answered, and with a known right answer
     ok = pc.equal(table["status"], "ok")
@@ -55,6 +56,8 @@ def summarize(table: pa.Table) -> Summary:
     errors = pc.value_counts(table["error_type"].drop_null()).to_pylist()
     full, kept = (pc.sum(table[f"visual_tokens_{which}"]).as_py() for which in ("full", "kept"))
     # Arrow gives None for sums and means without values; counts become 0, means stay None.
+    seconds = {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in ALL_PHASES}
+    model_seconds = sum(seconds.values()) - seconds["decode"]
     return {
         "rows": table.num_rows,
         "ok": _count(ok),
@@ -68,7 +71,8 @@ def summarize(table: pa.Table) -> Summary:
         "visual_tokens_full": pc.mean(table["visual_tokens_full"]).as_py(),
         "visual_tokens_kept": pc.mean(table["visual_tokens_kept"]).as_py(),
         "kept_fraction": kept / full if full else None,
-        "seconds": {phase: pc.sum(table[f"seconds_{phase}"]).as_py() or 0.0 for phase in ALL_PHASES},
+        "seconds": seconds,
+        "decode_cores_per_worker": seconds["decode"] / model_seconds if model_seconds else None,
         "peak_memory_bytes": pc.max(table["peak_memory_bytes"]).as_py(),
     }
 
@@ -112,6 +116,10 @@ def format_summary(summary: Summary, counts: Mapping[str, float] | None = None) 
         total = sum(summary["seconds"].values())
         parts = (f"{phase} {value:.1f} s ({100 * value / total:.0f} %)" for phase, value in summary["seconds"].items())
         lines.append(f"time      {', '.join(parts)}")
+    if summary["decode_cores_per_worker"]:
+        lines.append(
+            f"balance   {two_digits(summary['decode_cores_per_worker'])} cores that decode keep one worker busy"
+        )
     if summary["peak_memory_bytes"]:
         lines.append(f"memory    {summary['peak_memory_bytes'] / 2**20:.0f} MiB at most in a worker")
     # Videos a second of this run alone; rows done earlier took other time.

@@ -39,10 +39,18 @@ def test_summary_of_answers_and_errors() -> None:
         "visual_tokens_kept": 37.5,
         "kept_fraction": 0.25,
         "seconds": {"decode": 1.0, "vision": 2.0, "selection": 0.0, "prefill": 0.0, "generate": 0.0},
+        "decode_cores_per_worker": 0.5,
         "peak_memory_bytes": 2**21,
     }
     text = format_summary(summary, {"videos": 5, "rows": 7, "seconds": 2.5})
-    for words in ("7: 4 ok, 3 with an error", "2 x video_missing", "66.7 % of 3 rows", "(25.0 %)", "2 videos/s"):
+    for words in (
+        "7: 4 ok, 3 with an error",
+        "2 x video_missing",
+        "66.7 % of 3 rows",
+        "(25.0 %)",
+        "0.5 cores that decode",
+        "2 videos/s",
+    ):
         assert words in text
     assert "170 videos/s" in format_summary(summary, {"videos": 5000, "rows": 10000, "seconds": 29.9})
 
