@@ -1,4 +1,4 @@
-"""Questions of 12 to 22 words, answers, options and captions about a long scene."""
+"""Questions of 12 to 20 words, answers, options and captions about a long scene."""
 
 from __future__ import annotations
 
