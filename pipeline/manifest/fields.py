@@ -17,6 +17,7 @@ from pipeline.errors import RowError
 from pipeline.manifest.options import check_index, resolve_answer, strip_labels
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_FRACTIONAL = (float, Decimal)
 Record = Mapping[str, object]
 """A row as the file has it; what its values are is checked here."""
 
@@ -130,7 +131,7 @@ def _seconds(record: Record, name: str) -> float | None:
 
 def _whole(value: object) -> object:
     """A whole number as such where a table had to make a float of it, as pandas does in a column with gaps."""
-    if isinstance(value, float | Decimal):
+    if isinstance(value, _FRACTIONAL):
         return None if math.isnan(value) else int(value) if value == value // 1 else float(value)
     return value
 

@@ -10,12 +10,16 @@ What is wrong with a file ends the job before it starts. A row that can't be ask
 from __future__ import annotations
 
 import csv
+import functools
+import gc
 import glob
 import hashlib
 import io
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +32,8 @@ from pipeline.manifest import fields
 from pipeline.manifest.rows import INPUT_SCHEMA, ROW_SCHEMA, Manifest, Row
 
 _NUMBER = "__number__"
+_KNOWN = frozenset(INPUT_SCHEMA.names)
+_BATCH_ROWS = 10_000
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
 _WORDS = (*_TEXT, pa.types.is_integer)
 _LIST = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -41,8 +47,10 @@ class _File(NamedTuple):
     path: Path
     numbers: Sequence[int]
     """Where each record stands: its line in JSONL, its row (from 1) elsewhere."""
-    records: list[dict[str, object]]
-    """The known columns of each row."""
+    present: set[str]
+    """The known columns that any record has."""
+    rows: list[Row]
+    """The rows below the limit, with an empty `sample_id` where the file has none."""
     extras: pa.Table
     """The other columns of all rows, after the column `_NUMBER` (a table without columns would have no rows)."""
 
@@ -66,30 +74,12 @@ def load_manifest(
             type, an id that stands there twice), or with `refuse` with a row. It names file, row and value.
     """
     # A folder or glob of shards is one manifest, in order of file names.
-    files = [_READERS[path.suffix](path) for path in find_files(source)]
-    for file in files:
-        # Columns that the output writes itself can't be carried through; the input columns it repeats may be.
-        _check_columns(file, {*reserved, *ROW_SCHEMA.names} - {*INPUT_SCHEMA.names})
-    # (file, row number in it, record) for every row of all files
-    places = [
-        (file, number, record) for file in files for number, record in zip(file.numbers, file.records, strict=True)
-    ]
-    if not places:
-        raise ConfigError(f"{source}: the manifest has no rows")
-    rows: list[Row] = []
-    seen: dict[str, str] = {}
-    copies: Counter[str] = Counter()
-    # Ids are unique over all files, since the output and its resumption go by them.
-    for index, (file, number, record) in enumerate(places[:limit]):
-        where = f"{file.path}, row {number}"
-        row = _read_row(index, record, file.path, where)
-        # From the content, so that a row keeps its id when the manifest is reordered or grows.
-        if not row.sample_id:
-            row = replace(row, sample_id=_content_id(row, copies))
-        if row.sample_id in seen:
-            raise ConfigError(f"{where}: sample_id {row.sample_id!r} is already used by {seen[row.sample_id]}")
-        seen[row.sample_id] = where
-        rows.append(row)
+    files: list[_File] = []
+    with _collector_paused():
+        for path in find_files(source):
+            first = sum(len(file.numbers) for file in files)
+            files.append(_READERS[path.suffix](path, first, limit))
+        rows = _identified(source, files, reserved)
     # Extras stay an Arrow table, row for row beside `rows`, with types as they were read.
     manifest = Manifest(rows, _join_extras(source, files).slice(0, len(rows)))
     problems = manifest.problems
@@ -97,6 +87,49 @@ def load_manifest(
         more = f" ({len(problems) - 1} more rows can't be asked)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0].message}{more}; with --bad-rows error such rows become rows with an error")
     return manifest
+
+
+def _identified(source: str, files: Sequence[_File], reserved: Iterable[str]) -> list[Row]:
+    """The rows of all files, each with an id of its own."""
+    for file in files:
+        # Columns that the output writes itself can't be carried through; the input columns it repeats may be.
+        _check_columns(file, {*reserved, *ROW_SCHEMA.names} - {*INPUT_SCHEMA.names})
+    if not any(file.numbers for file in files):
+        raise ConfigError(f"{source}: the manifest has no rows")
+    rows = [row for file in files for row in file.rows]
+    seen: dict[str, int] = {}
+    copies: Counter[str] = Counter()
+    # Ids are unique over all files, since the output and its resumption go by them.
+    for index, row in enumerate(rows):
+        # From the content, so that a row keeps its id when the manifest is reordered or grows.
+        if not row.sample_id:
+            rows[index] = row = replace(row, sample_id=_content_id(row, copies))
+        other = seen.setdefault(row.sample_id, index)
+        if other != index:
+            there, where = _place(files, other), _place(files, index)
+            raise ConfigError(f"{where}: sample_id {row.sample_id!r} is already used by {there}")
+    return rows
+
+
+def _place(files: Sequence[_File], index: int) -> str:
+    """Where the row with this index in the manifest stands."""
+    for file in files:
+        if index < len(file.numbers):
+            return f"{file.path}, row {file.numbers[index]}"
+        index -= len(file.numbers)
+    raise IndexError(index)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection: it would walk through all rows again and again, and none of them is in a cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def find_files(source: str) -> list[Path]:
@@ -120,12 +153,17 @@ def find_files(source: str) -> list[Path]:
     return files
 
 
-def _read_row(index: int, record: fields.Record, file: Path, where: str) -> Row:
+@functools.lru_cache(maxsize=4096)
+def _video_path(folder: Path, video: str) -> str:
+    return str(folder.absolute() / video)
+
+
+def _read_row(index: int, record: fields.Record, file: Path, number: int) -> Row:
     """One row with its known columns checked; without `sample_id` it gets an empty one."""
     try:
         return _sound_row(index, record, file)
     except RowError as error:
-        return _bad_row(index, record, file, RowError(error.error_type, f"{where}: {error.message}"))
+        return _bad_row(index, record, file, RowError(error.error_type, f"{file}, row {number}: {error.message}"))
 
 
 def _sound_row(index: int, record: fields.Record, file: Path) -> Row:
@@ -137,7 +175,7 @@ def _sound_row(index: int, record: fields.Record, file: Path) -> Row:
         index=index,
         sample_id=fields.optional_text(record, "sample_id") or "",
         video=video,
-        path=str(file.parent.absolute() / video),
+        path=_video_path(file.parent, video),
         question=question,
         options=options,
         options_labelled=labelled,
@@ -155,7 +193,7 @@ def _bad_row(index: int, record: fields.Record, file: Path, problem: RowError) -
         index=index,
         sample_id=fields.as_text(record.get("sample_id")) or "",
         video=video,
-        path=str(file.parent.absolute() / video),
+        path=_video_path(file.parent, video),
         question=fields.as_text(record.get("question")) or "",
         options=tuple(fields.as_text(option) or "" for option in options) if isinstance(options, list) else None,
         answer=fields.as_text(record.get("answer")),
@@ -171,7 +209,7 @@ def _content_id(row: Row, copies: Counter[str]) -> str:
 
 
 def _check_columns(file: _File, reserved: set[str]) -> None:
-    present = set().union(*file.records) if file.records else set(REQUIRED)
+    present = file.present if file.numbers else set(REQUIRED)
     for name in REQUIRED:
         if name not in present:
             known = ", ".join([*sorted(present), *file.extras.column_names[1:]])
@@ -194,7 +232,7 @@ def _join_extras(source: str, files: Sequence[_File]) -> pa.Table:
     return table.cast(schema).combine_chunks().drop_columns(_NUMBER)
 
 
-def _read_parquet(path: Path) -> _File:
+def _read_parquet(path: Path, first: int, limit: int | None) -> _File:
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -202,11 +240,16 @@ def _read_parquet(path: Path) -> _File:
     known = [name for name in table.column_names if name in INPUT_SCHEMA.names]
     for name in known:
         _check_type(path, name, table.schema.field(name).type)
-    records = table.select(known).to_pylist()
-    numbers = range(1, len(records) + 1)
+    numbers = range(1, table.num_rows + 1)
     # The number column keeps the row count when no column is carried through.
     numbered = table.replace_schema_metadata().add_column(0, _NUMBER, [pa.array(numbers, pa.int64())])
-    return _File(path, numbers, records, numbered.drop_columns(known))
+    extras = numbered.drop_columns(known)
+    wanted = table.num_rows if limit is None else max(limit - first, 0)
+    # Python objects of one batch at a time.
+    batches = table.select(known).slice(0, wanted).to_batches(max_chunksize=_BATCH_ROWS)
+    records = enumerate((record for batch in batches for record in batch.to_pylist()), start=1)
+    rows = [_read_row(first + number - 1, record, path, number) for number, record in records]
+    return _File(path, numbers, set(known), rows, extras)
 
 
 def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
@@ -225,14 +268,20 @@ def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
         raise ConfigError(f"{path}: column {name!r} is of type {kind}; it must hold {needed.get(name, 'texts')}")
 
 
-def _read_jsonl(path: Path) -> _File:
-    numbers, records = [], []
+def _read_jsonl(path: Path, first: int, limit: int | None) -> _File:
+    return _collect(path, _json_records(path), first, limit)
+
+
+def _json_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
+    """Each line's number and record."""
     # Split at "\n" only: other line separators may stand inside a JSON string.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if line.strip():
-            numbers.append(number)
-            records.append(_parse_json_object(line, f"{path}, row {number}"))
-    return _split(path, numbers, records)
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _parse_json_object(line.removesuffix("\n"), f"{path}, row {number}")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as text: {error}") from error
 
 
 def _parse_json_object(line: str, where: str) -> dict[str, object]:
@@ -245,7 +294,7 @@ def _parse_json_object(line: str, where: str) -> dict[str, object]:
     return value
 
 
-def _read_csv(path: Path) -> _File:
+def _read_csv(path: Path, first: int, limit: int | None) -> _File:
     reader = csv.DictReader(io.StringIO(_read_text(path), newline=""), strict=True)
     records = []
     try:
@@ -261,7 +310,7 @@ def _read_csv(path: Path) -> _File:
             )
     except csv.Error as error:
         raise ConfigError(f"{path}, row {len(records) + 1}: {error}") from error
-    return _split(path, range(1, len(records) + 1), records)
+    return _collect(path, enumerate(records, start=1), first, limit)
 
 
 def _read_text(path: Path) -> str:
@@ -271,14 +320,23 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: not readable as text: {error}") from error
 
 
-def _split(path: Path, numbers: Sequence[int], records: list[dict[str, object]]) -> _File:
-    """Takes the carried-through columns out of the records and into a table."""
-    names = dict.fromkeys(name for record in records for name in record if name not in INPUT_SCHEMA.names)
-    columns = {_NUMBER: pa.array(numbers, pa.int64())}
-    for name in names:
-        values = [record.pop(name, None) for record in records]
-        columns[name] = _to_array(name, values, path, numbers)
-    return _File(path, numbers, records, pa.table(columns))
+def _collect(path: Path, records: Iterable[tuple[int, dict[str, object]]], first: int, limit: int | None) -> _File:
+    """Makes rows of numbered records while they are read, and a table of the carried-through columns."""
+    numbers, rows, present = array("q"), [], set[str]()
+    carried: dict[str, list[object]] = {}
+    for number, record in records:
+        # A column that begins here is empty before.
+        for name in [name for name in record if name not in _KNOWN and name not in carried]:
+            carried[name] = [None] * len(numbers)
+        for name, values in carried.items():
+            values.append(record.pop(name, None))
+        present.update(record)
+        # Rows beyond the limit are read, since a file must be sound, but not checked.
+        if limit is None or first + len(numbers) < limit:
+            rows.append(_read_row(first + len(numbers), record, path, number))
+        numbers.append(number)
+    columns = {name: _to_array(name, values, path, numbers) for name, values in carried.items()}
+    return _File(path, numbers, present, rows, pa.table({_NUMBER: pa.array(numbers, pa.int64()), **columns}))
 
 
 def _to_array(name: str, values: list[object], path: Path, numbers: Sequence[int]) -> pa.Array:

@@ -27,6 +27,8 @@ ROW_SCHEMA = pa.schema([*INPUT_SCHEMA, pa.field("options_labelled", pa.bool_())]
 """The columns with which the output repeats a row of the manifest."""
 CONTENT = ("video", "start", "end", "question", "options", "answer", "answer_index")
 """The columns that identify a question without its id."""
+# One for all rows without such columns: a dict for each of a million rows is 64 MB.
+_NOTHING: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class Row:
     answer_index: int | None = None
     start: float | None = None
     end: float | None = None
-    carried: Mapping[str, object] = field(default_factory=dict, compare=False)
+    carried: Mapping[str, object] = field(default_factory=lambda: _NOTHING, compare=False)
     problem: RowError | None = field(default=None, compare=False)
 
     @property

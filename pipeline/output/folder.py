@@ -37,6 +37,7 @@ class OutputFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._next_part: int | None = None
 
     @property
     def parts(self) -> list[Path]:
@@ -90,6 +91,7 @@ class OutputFolder:
         """Deletes all results."""
         for file in [*self.parts, self.path / RUN_FILE]:
             file.unlink(missing_ok=True)
+        self._next_part = None
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """These columns of all parts.
@@ -116,6 +118,7 @@ class OutputFolder:
     def drop(self, ids: Iterable[str]) -> None:
         """Takes the rows with these `sample_id`s out of the parts."""
         gone = pa.array(list(ids), pa.string())
+        self._next_part = None
         for part in self.parts:
             table = _read_part(part)
             # Parts are replaced one after the other, each whole; a part without rows would have no use.
@@ -127,10 +130,12 @@ class OutputFolder:
 
     def write(self, table: pa.Table) -> str:
         """Add a part; returns its name."""
-        # Counted from what is there, as a resumed run adds to the parts of the one before.
-        numbers = [int(part.stem.removeprefix("part-")) for part in self.parts]
-        name = f"part-{max(numbers, default=-1) + 1:05d}.parquet"
+        # Counted once from what is there, as a resumed run adds to the parts of the one before; the folder is locked.
+        if self._next_part is None:
+            self._next_part = 1 + max((int(part.stem.removeprefix("part-")) for part in self.parts), default=-1)
+        name = f"part-{self._next_part:05d}.parquet"
         write_table(table, self.path / name)
+        self._next_part += 1
         return name
 
 
