@@ -32,7 +32,7 @@ def required_text(record: Record, name: str) -> str:
 def optional_text(record: Record, name: str) -> str | None:
     """Text as it is; a whole number as its digits, since ids and answers are often written so."""
     value = record.get(name)
-    if isinstance(value, str) and _SURROGATE.search(value):
+    if isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
         raise _bad(f"{name} is {value!r}; it holds half of a surrogate pair, which is no text")
     if value is None or isinstance(value, str):
         return value
@@ -67,8 +67,8 @@ def options(record: Record) -> tuple[tuple[str, ...] | None, bool]:
     bare = [text.strip() for text in texts]
     if not all(bare):
         raise _bad(f"options is {value!r}; no option may be empty")
-    repeated = [text for text in bare if bare.count(text) > 1]
-    if repeated:
+    if len(set(bare)) < len(bare):
+        repeated = [text for text in bare if bare.count(text) > 1]
         raise _bad(f"options is {value!r}; {repeated[0]!r} stands there twice, and the options must differ")
     return texts, labelled
 

@@ -12,6 +12,7 @@ from pipeline.errors import RowError
 LETTERS = string.ascii_uppercase
 
 _LABEL = re.compile(r"\s*(?:(?P<open>[(\[])(?P<inner>[A-Za-z])[)\]]\s*|(?P<bare>[A-Za-z])(?P<end>[.:](?=\s|$)|\))\s*)")
+_PUNCTUATION = re.compile(r"[^\w\s]")
 
 
 class Label(NamedTuple):
@@ -41,6 +42,9 @@ def strip_labels(options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
     They have when all of them carry consecutive letters from A in one style; "A. Lincoln" beside "U. Grant" has not.
     Options that are nothing but labels stay as they are.
     """
+    # Most options have no label, which the first one tells.
+    if not options or read_label(options[0]) is None:
+        return tuple(options), False
     labels = [label for option in options if (label := read_label(option)) is not None]
     # A, B, C, ... in this order; the length counts options without a label as well.
     consecutive = [label.option for label in labels] == list(range(len(options)))
@@ -51,14 +55,17 @@ def strip_labels(options: Sequence[str]) -> tuple[tuple[str, ...], bool]:
 
 def normalize(text: str) -> str:
     """Lower case without punctuation, articles and extra white space, as exact match on short answers is counted."""
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    words = _PUNCTUATION.sub(" ", text.lower()).split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def equal_options(text: str, options: Sequence[str]) -> list[int]:
     """Indices of the options that are `text`, letter by letter if there is one such, else normalised."""
     exact = [index for index, option in enumerate(options) if option.strip() == text.strip()]
-    return exact or [index for index, option in enumerate(options) if normalize(option) == normalize(text)]
+    if exact:
+        return exact
+    wanted = normalize(text)
+    return [index for index, option in enumerate(options) if normalize(option) == wanted]
 
 
 def resolve_answer(answer: str, options: Sequence[str], *, number: bool = False) -> int:

@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +319,24 @@ def test_a_column_of_the_wrong_type_is_refused(tmp_path: Path, name: str, values
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_manifest(str(tmp_path / "m.parquet"))
+
+
+def test_memory_a_row_is_bounded(tmp_path: Path) -> None:
+    """100,000 rows take less than 2 KiB each at the peak, options, ids and a carried-through column included."""
+    path, rows = tmp_path / "m.jsonl", 100_000
+    record = {"options": ["A. red", "B. blue", "C. green"], "answer": "B", "category": "c"}
+    with path.open("w") as file:
+        for i in range(rows):
+            file.write(
+                json.dumps({"sample_id": f"q{i}", "video": f"v{i}.mp4", "question": f"What {i}?"} | record) + "\n"
+            )
+    # Its own process: a peak of this one may lie before the test.
+    code = (
+        "import resource, sys; from pipeline.manifest import load_manifest\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "before = peak(); manifest = load_manifest(sys.argv[1]); print(len(manifest.rows), peak() - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True).stdout
+    count, grown = map(int, output.split())
+    assert count == rows
+    assert grown < rows * 2048
