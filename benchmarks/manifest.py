@@ -5,14 +5,15 @@
 One kind in each process, as memory that the reader gave back would hide what the next one takes.
 """
 
-import argparse
 import json
 import resource
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import pyarrow.json
 import pyarrow.parquet as pq
+import tyro
 
 from pipeline.manifest import cut_clips, load_manifest
 
@@ -32,31 +33,28 @@ def write_rows(path: Path, rows: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--kind", choices=("jsonl", "parquet"), default="jsonl")
-    args = parser.parse_args()
+def main(rows: int = 1_000_000, kind: Literal["jsonl", "parquet"] = "jsonl") -> None:
+    """Write a manifest, read it, and say what that took.
+
+    Args:
+        rows: of the manifest.
+        kind: of file.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "manifest.jsonl")
-        write_rows(path, args.rows)
-        if args.kind == "parquet":
-            table, lines = pyarrow.json.read_json(path), path
-            path = path.with_suffix(".parquet")
-            pq.write_table(table, path)
+        write_rows(path, rows)
+        if kind == "parquet":
+            lines, path = path, path.with_suffix(".parquet")
+            pq.write_table(pyarrow.json.read_json(lines), path)
             lines.unlink()
-            del table
         before = resource.getrusage(resource.RUSAGE_SELF)
         clips = cut_clips(load_manifest(str(path)).rows, 1000)
         after = resource.getrusage(resource.RUSAGE_SELF)
     seconds = after.ru_utime - before.ru_utime
-    print(
-        f"{args.kind}: {args.rows:,} rows, {len(clips):,} clips, {seconds:.1f} CPU s, {args.rows / seconds:,.0f} rows/s"
-    )
-    print(
-        f"peak {after.ru_maxrss / 1024:.0f} MiB, {(after.ru_maxrss - before.ru_maxrss) / 1024:.0f} MiB above the start"
-    )
+    print(f"{kind}: {rows:,} rows, {len(clips):,} clips, {seconds:.1f} CPU s, {rows / seconds:,.0f} rows/s")
+    grown = (after.ru_maxrss - before.ru_maxrss) / 1024
+    print(f"peak {after.ru_maxrss / 1024:.0f} MiB, {grown:.0f} MiB above the start")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

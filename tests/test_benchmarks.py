@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import common, throughput
+from benchmarks import common, manifest, throughput
 from benchmarks.common import alternate, medians, publish
 from benchmarks.memory import Setting, bytes_per_frame, measure, most_frames, prefill
 from benchmarks.shapes import SHAPES, build_model
@@ -161,6 +161,12 @@ def test_throughput_answers_everything_in_every_variant(capsys: pytest.CaptureFi
     assert [set(goal) for goal in result["goals"]] == [{"name", "reached", "goal"}] * 4
     assert set(result["seconds"]["8 captions"]) == {"plain", "plain batch", "single", "session"}
     assert all(seconds > 0 for variants in result["seconds"].values() for seconds in variants.values())
+
+
+def test_manifest_says_what_reading_took(capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in ("jsonl", "parquet"):
+        manifest.main(rows=400, kind=kind)
+        assert f"{kind}: 400 rows, 100 clips" in capsys.readouterr().out
 
 
 def test_results_are_named_after_the_machine(tmp_path, monkeypatch, capsys) -> None:

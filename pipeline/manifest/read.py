@@ -276,7 +276,7 @@ def _json_records(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     """Each line's number and record."""
     # Split at "\n" only: other line separators may stand inside a JSON string.
     try:
-        with path.open(encoding="utf-8-sig") as lines:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield number, _parse_json_object(line.removesuffix("\n"), f"{path}, row {number}")
