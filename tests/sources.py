@@ -1,6 +1,7 @@
 """What the source files import, read from their syntax trees: also inside functions and under TYPE_CHECKING."""
 
 import ast
+import functools
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -13,13 +14,14 @@ def modules() -> dict[str, Path]:
     return {".".join(file.with_suffix("").parts).removesuffix(".__init__"): ROOT / file for file in files}
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names that a file imports. `from a.b import c` counts as `a.b.c`, whether c is a module or not.
 
     Raises:
         ValueError: a relative import, of which the product has none.
     """
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -27,7 +29,7 @@ def imports(path: Path) -> set[str]:
             if node.module is None or node.level:
                 raise ValueError(f"{path}, line {node.lineno}: import by the full name")
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def top_level(path: Path) -> set[str]:
