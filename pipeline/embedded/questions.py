@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -190,14 +190,21 @@ def _position(scene: Scene, times: Sequence[float]) -> list[Fact]:
     return [({"color": item.color}, item.position(times[-1])) for item in clear]
 
 
-def _existence(scene: Scene, times: Sequence[float]) -> list[Fact]:
-    """As many true as false statements, so that "yes" is right half the time."""
-    present = [item.color for item in _seen(scene, times)]
-    hidden = {item.color for item in scene.objects}
+def existence_facts(present: Sequence[str], hidden: Collection[str]) -> list[Fact]:
+    """As many true as false statements, so that "yes" is right half the time.
+
+    Args:
+        present: colors that are seen.
+        hidden: colors of all objects of the scene, which are not said to be absent.
+    """
     absent = [color for color in COLORS if color not in hidden]
     return [({"color": color}, "yes") for color in present for _ in absent] + [
         ({"color": color}, "no") for color in absent for _ in present
     ]
+
+
+def _existence(scene: Scene, times: Sequence[float]) -> list[Fact]:
+    return existence_facts([item.color for item in _seen(scene, times)], {item.color for item in scene.objects})
 
 
 _FACTS: dict[str, Callable[[Scene, Sequence[float]], list[Fact]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def _place(
     """An object that never touches the others while both are visible, or None when no free place was found."""
     for _ in range(tries):
         candidate = _random_object(rng, role, color, shape, slots)
-        if not any(_collide(candidate, other) for other in others):
+        if not any(collide(candidate, other) for other in others):
             return candidate
     return None
 
@@ -125,7 +125,20 @@ def _random_object(rng: np.random.Generator, role: Role, color: str, shape: str,
     )  # fmt: skip
 
 
-def _collide(first: SceneObject, second: SceneObject) -> bool:
+class Swept(Protocol):
+    """An object that is visible for a while and sweeps over a part of the picture."""
+
+    @property
+    def start(self) -> float: ...
+
+    @property
+    def end(self) -> float: ...
+
+    def swept_box(self, start: float, end: float) -> Box: ...
+
+
+def collide(first: Swept, second: Swept) -> bool:
+    """Whether the ways of two objects cross while both are visible."""
     start, end = max(first.start, second.start), min(first.end, second.end)
     if start >= end:
         return False

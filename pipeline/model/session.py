@@ -183,6 +183,7 @@ class Session(Generic[Ticket]):
     def _read(self, clip: _Clip[Ticket]) -> None:
         self.clock.expect("prefill")
         outcome = self._attempt(partial(self._read_clip, clip))
+        seconds = self.clock.take()  # also of a clip that failed: no other one pays for it
         if isinstance(outcome, RowError):
             # Rows in flight made way: the clip is the first to be read again.
             if outcome.error_type == "out_of_memory" and self._free_half():
@@ -193,7 +194,6 @@ class Session(Generic[Ticket]):
             return
         # Frames and pixels are not needed any more once the caches are there.
         clip.video = clip.pixels = None
-        seconds = self.clock.take()
         # The pass over the video is one for all questions; its seconds count for the first.
         if outcome:
             outcome[0].seconds = dict(seconds)
@@ -262,10 +262,10 @@ class Session(Generic[Ticket]):
         outcome = self._attempt(partial(self._ask_together, chunk))
         if not isinstance(outcome, RowError):
             self._share_seconds(chunk)
-            # Nothing of a failed forward stays: the rows begin anew, alone or in smaller groups.
             for asked in chunk:
                 self._finish_asked(asked)
             return
+        # Nothing of a failed forward stays: the rows begin anew, alone or in smaller groups.
         for asked in chunk:
             self._forget(asked)
         if outcome.error_type == "out_of_memory" and (len(chunk) > 1 or self._decoding.rows):

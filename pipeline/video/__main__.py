@@ -5,10 +5,10 @@ python -m pipeline.video clip.mp4 --num-frames 8 --out frames.npz
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -53,36 +53,22 @@ def parse_size(words: list[str]) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[-1])
 
 
-Output = Annotated[
-    Path,
-    tyro.constructors.PrimitiveConstructorSpec(
+def argument(
+    metavar: str, parse: Callable[[list[str]], object], show: Callable[[Any], str] = str
+) -> tyro.constructors.PrimitiveConstructorSpec[Any]:
+    """An argument of one word that `parse` reads and `show` writes."""
+    return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="FILE",
-        instance_from_str=parse_output,
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda path: [str(path)],
-    ),
-]
-Count = Annotated[
-    int,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="N",
-        instance_from_str=parse_count,
-        is_instance=lambda value: isinstance(value, int),
-        str_from_instance=lambda count: [str(count)],
-    ),
-]
-FrameShape = Annotated[
-    tuple[int, int],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="HxW",
-        instance_from_str=parse_size,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda size: ["x".join(map(str, size))],
-    ),
-]
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: value is not None,
+        str_from_instance=lambda value: [show(value)],
+    )
+
+
+Output = Annotated[Path, argument("FILE", parse_output)]
+Count = Annotated[int, argument("N", parse_count)]
+FrameShape = Annotated[tuple[int, int], argument("HxW", parse_size, lambda size: "x".join(map(str, size)))]
 
 
 @dataclass(frozen=True, kw_only=True)

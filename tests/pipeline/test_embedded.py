@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, LlavaOnevis
 from pipeline.embedded import MODEL_DIR
 from pipeline.embedded.demo import write_dataset
 from pipeline.embedded.questions import ANSWERS, CAPTIONS, KINDS, WORDINGS, answer_type, ask, caption, vocabulary
-from pipeline.embedded.scenes import COLORS, FRAME_SIZE, SHAPES, SceneObject, _collide, render, sample_scene
+from pipeline.embedded.scenes import COLORS, FRAME_SIZE, SHAPES, SceneObject, collide, render, sample_scene
 from pipeline.embedded.training import train
 from pipeline.embedded.training.architecture import GRID, TOKENS_PER_FRAME, build_config, build_model, save_checkpoint
 from pipeline.embedded.training.batches import make_segment, normalize, pack, prompt_prefix
@@ -55,7 +55,7 @@ def test_objects_have_distinct_colors_and_shapes_and_never_touch():
         assert len({item.color for item in scene.objects}) == len({item.shape for item in scene.objects})
         assert len({item.color for item in scene.objects}) == len(scene.objects)
         for index, item in enumerate(scene.objects):
-            assert not any(_collide(item, other) for other in scene.objects[:index])
+            assert not any(collide(item, other) for other in scene.objects[:index])
             left, top, right, bottom = item.swept_box(item.start, item.end)
             assert min(left, top) >= -1e-9 and max(right, bottom) <= FRAME_SIZE + 1e-9
 

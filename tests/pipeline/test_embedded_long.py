@@ -23,7 +23,7 @@ from pipeline.embedded.long.questions import (
     readable,
     vocabulary,
 )
-from pipeline.embedded.long.scenes import BITMAPS, FRAME_SIZE, SHAPES, Scene, SceneObject, collide, render
+from pipeline.embedded.long.scenes import BITMAPS, FRAME_SIZE, SHAPES, Scene, SceneObject, render
 from pipeline.embedded.long.training import train
 from pipeline.embedded.long.training.batches import (
     FRAME_GROUPS,
@@ -36,6 +36,7 @@ from pipeline.embedded.long.training.batches import (
 from pipeline.embedded.long.training.growth import grid_encoding, grown, warm_start
 from pipeline.embedded.long.training.train import STAGES, Record, Stage, run
 from pipeline.embedded.questions import answer_type
+from pipeline.embedded.scenes import collide
 from pipeline.embedded.training.architecture import build_model
 from pipeline.embedded.training.batches import IGNORE, make_segment, pack, prompt_prefix
 from pipeline.embedded.training.evaluate import read_manifest

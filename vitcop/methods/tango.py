@@ -100,10 +100,12 @@ def merge_into_anchors(keep: Tensor, anchor: Tensor, merged: Tensor, features: T
         beta: least weight of the kept token itself; with m merged ones it is 1 / (m + 1) if that is more.
     """
     batch, count = anchor.shape
+    # (B, V + 1) place of each token among those kept; -1 elsewhere, and for "none", which is token V
     slot = torch.full((batch, count + 1), -1, device=anchor.device)
     slot.scatter_(1, keep, torch.arange(keep.shape[1], device=keep.device).expand_as(keep))
     into = torch.where(merged, slot.gather(1, anchor), -1)
     others = apply_selection(Selection(keep=keep, merge_into=into), features.float())
+    # (B, V + 1) merged tokens of each anchor; those that are not merged count for V
     members = torch.zeros_like(slot).scatter_add_(1, torch.where(merged, anchor, count), torch.ones_like(anchor))
     weight = (1 / (1 + take(members, keep))).clamp(min=beta)[..., None]
     blended = weight * take(features, keep).float() + (1 - weight) * others

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from pipeline.embedded.long.scenes import FRAME_SIZE, LETTERS, SHAPES, Role, Scene, SceneObject
-from pipeline.embedded.questions import Fact, SceneQuestion, answer_type, draw_options, words_of
+from pipeline.embedded.questions import Fact, SceneQuestion, answer_type, draw_options, existence_facts, words_of
 from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS
 
 WORDINGS: dict[str, tuple[str, str, str]] = {
@@ -261,13 +261,7 @@ def _color_of_shape(scene: Scene, times: Sequence[float]) -> list[Fact]:
 
 
 def _existence(scene: Scene, times: Sequence[float]) -> list[Fact]:
-    """As many true as false statements, so that "yes" is right half the time."""
-    present = [item.color for item in _seen(scene, times)]
-    hidden = {item.color for item in scene.objects}
-    absent = [color for color in COLORS if color not in hidden]
-    return [({"color": color}, "yes") for color in present for _ in absent] + [
-        ({"color": color}, "no") for color in absent for _ in present
-    ]
+    return existence_facts([item.color for item in _seen(scene, times)], {item.color for item in scene.objects})
 
 
 _FACTS: dict[str, Callable[[Scene, Sequence[float]], list[Fact]]] = {

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS, Box, background, signed_distance
+from pipeline.embedded.scenes import COLORS, DIRECTIONS, POSITIONS, Box, background, collide, signed_distance
 from pipeline.embedded.scenes import SHAPES as PLAIN_SHAPES
 
 FRAME_SIZE = 80
@@ -200,15 +200,6 @@ def _random_object(
         role=role, color=color, shape=shape, radius=radius, x=x, y=y, start=start, end=end,
         direction=direction, distance=distance, letter=letter, pan=scene.pan,
     )  # fmt: skip
-
-
-def collide(first: SceneObject, second: SceneObject) -> bool:
-    """Whether the ways of two objects cross while both are visible."""
-    start, end = max(first.start, second.start), min(first.end, second.end)
-    if start >= end:
-        return False
-    a, b = first.swept_box(start, end), second.swept_box(start, end)
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def render(scene: Scene, times: np.ndarray, size: int = FRAME_SIZE) -> tuple[np.ndarray, np.ndarray]:
