@@ -83,11 +83,11 @@ BASICS = dict.fromkeys(KINDS, 0.5) | {
     "position": 1.0, "shape_of_color": 0.2, "color_of_shape": 0.2,
 }  # fmt: skip
 EVENTS = dict.fromkeys(KINDS, 1.0) | RARELY | {
-    "moving_direction": 4.0, "late_color": 3.0, "left_color": 3.0, "flash_color": 2.0, "flash_time": 2.0,
-    "position": 2.0,
+    "moving_direction": 4.0, "late_color": 3.0, "left_color": 3.0, "left_shape": 2.0, "flash_color": 2.0,
+    "flash_time": 2.0, "position": 2.0, "count": 3.0,
 }  # fmt: skip
 EVERYTHING = dict.fromkeys(KINDS, 2.0) | RARELY | {
-    "moving_direction": 4.0, "flash_time": 4.0, "position": 3.0, "late_color": 3.0, "left_color": 3.0,
+    "moving_direction": 4.0, "flash_time": 4.0, "position": 3.0, "late_color": 3.0, "left_color": 3.0, "count": 4.0,
 }  # fmt: skip
 
 STAGES = (
